@@ -1,0 +1,381 @@
+"""The whole architecture as types: what an engine, an agent, a model, a tool and a protocol promise.
+
+A run is an append-only log of events: an agent writes it, an engine keeps it, a protocol reads it. Adapters live in
+`engines/`, `agents/`, `providers/` and `protocols/`; each begins by joining the contract tests of its port.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+import msgspec
+
+from headrace.events import AnyEvent, ErrorInfo, Event, Unknown
+from headrace.identity import Owner
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+RunState: TypeAlias = Literal["queued", "running", "completed", "failed", "cancelled"]
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One execution of one agent on one input for one principal: what is known when it starts, and never changes."""
+
+    id: str
+    epoch: str
+    owner: Owner
+    agent: str
+    input: dict[str, Any]
+    """What the agent gets; any JSON object. A chat agent reads `message`, `history`, `model`, `max_tokens`."""
+    created: float
+    """Epoch seconds, for display."""
+    conversation_id: str | None = None
+    parent_run_id: str | None = None
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """A run and how far its log has got."""
+
+    run: Run
+    state: RunState
+    offset: int
+    """Of the last committed event."""
+    first: int = 1
+    """Offset of the first event that is still kept; `offset + 1` when all were trimmed."""
+    attempt: int = 0
+    """Of the worker that may write now; 0 while queued."""
+    cancel_by: str | None = None
+    """Who asked for a cancel, once somebody has."""
+    ended: float | None = None
+    """Epoch seconds, for display."""
+
+    @property
+    def closed(self) -> bool:
+        return self.state in ("completed", "failed", "cancelled")
+
+
+class Idempotency(NamedTuple):
+    """A caller's key and a digest of what was asked with it (method, path, body)."""
+
+    key: str
+    fingerprint: str
+
+
+class Created(NamedTuple):
+    head: Head
+    new: bool
+    """False where an earlier request with the same key had made the run."""
+
+
+class Block:
+    """Consecutive events of one run that were committed together. Immutable, shared by every reader.
+
+    `views` caches what a stateless protocol made of the block, so that it is encoded once for all its readers.
+    """
+
+    __slots__ = ("encoded", "events", "first", "views")
+
+    def __init__(self, first: int, events: Sequence[Event | Unknown], encoded: Sequence[bytes]) -> None:
+        self.first = first
+        self.events = events
+        self.encoded = encoded
+        """The same events as UTF-8 JSON, as stored."""
+        self.views: dict[object, bytes] = {}
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.events) - 1
+
+    def after(self, offset: int) -> "Block":
+        """The part of the block after `offset`: the very same block where that is all of it."""
+        skip = offset + 1 - self.first
+        if skip <= 0:
+            return self
+        return Block(offset + 1, self.events[skip:], self.encoded[skip:])
+
+
+class FeedEntry(NamedTuple):
+    """A block in the order in which an engine committed it, across runs."""
+
+    sequence: int
+    run_id: str
+    block: Block
+
+
+class RunLog(Protocol):
+    """Keeps logs. Every promise of this port is a test in `tests/engines/test_contract.py`.
+
+    - An event is readable only once it is committed, and committed means what `durability` says.
+    - Offsets of a run are 1, 2, 3 ... in the order of the appends; no hole, no repeat, for any reader at any time.
+    - A terminal event closes the log in the same commit; after it nothing can be appended.
+    - An unknown run raises `NotFound`. Ownership is the business of `runs`, not of an engine.
+    """
+
+    durability: str
+    """One line for people: what survives what."""
+
+    def create(self, run: Run, first: Event, idempotency: Idempotency | None = None) -> Awaitable[Created]:
+        """Commit the run with its first event and put it in the queue, all in one.
+
+        With an `idempotency` key that the owner used before, give the run of then, or raise `IdempotencyMismatch`
+        where the fingerprint differs. Raises `StorageFull`.
+        """
+
+    async def head(self, run_id: str) -> Head: ...
+
+    def append(self, run_id: str, attempt: int, events: Sequence[Event]) -> "asyncio.Future[int]":
+        """Submit events at once, in order, and give a future of the offset of the last, done when they are committed.
+
+        Not a coroutine: a hot path may call it for every event and wait only for the last future. The future raises
+        `Fenced` where `attempt` is no longer the run's, checked in the same transaction, and `LogClosed` where the
+        log has its terminal event; then none of these events is in the log. Waits, rather than fails, while the disk
+        is full.
+        """
+
+    def read(self, run_id: str, after: int = 0, *, live: bool) -> AsyncIterator[Sequence[Block]]:
+        """Every block after offset `after`, in order; with `live`, wait for more until the log is closed.
+
+        One call for replay and follow, so nothing can get lost or doubled between the two. A slow reader holds
+        nothing back and nothing is buffered for it. Raises `PositionAhead`, `PositionGone` (with `first_available`)
+        and `LogCorrupt`.
+        """
+
+    def feed(self, owner: Owner, after: int | None, *, live: bool) -> AsyncIterator[Sequence[FeedEntry]]:
+        """The blocks of all runs of an owner in commit order after sequence `after`; `None` starts at the end."""
+
+    @property
+    def feed_epoch(self) -> str:
+        """The epoch of feed sequences."""
+
+    async def list(
+        self, owner: Owner, *, limit: int, before: str | None = None, state: RunState | None = None
+    ) -> Sequence[Head]:
+        """Newest first; `before` is a run id. An unknown `before` raises `NotFound`."""
+
+    async def request_cancel(self, run_id: str, by: str) -> Literal["requested", "already", "closed"]:
+        """Note durably that the run shall end. A run that no worker has yet is closed in the same commit."""
+
+    async def delete(self, run_id: str) -> None:
+        """Forget a closed run and its log. Raises `RunActive` while it is open."""
+
+    async def trim(self, *, older_than: float | None = None, max_bytes: int | None = None) -> int:
+        """Forget events of closed runs: all that ended more than `older_than` seconds ago, then the longest ended
+        until the stored events take at most `max_bytes`. The runs stay known, their positions raise `PositionGone`.
+        Gives the number of trimmed runs."""
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """The right to write a run's log, until it expires or a higher attempt exists."""
+
+    run_id: str
+    attempt: int
+    worker: str
+
+
+class RunQueue(Protocol):
+    """Hands runs to workers: new ones, released ones, and those whose worker let its lease expire."""
+
+    lease_seconds: float
+
+    async def claim(self, worker: str) -> Lease:
+        """Wait for a run and take it: the attempt number is raised in the same commit. The oldest claim is served
+        first. Safe to cancel: a run is never lost to a claimer that went away."""
+
+    async def renew(self, leases: Sequence[Lease]) -> Sequence[Lease]:
+        """Extend the leases by `lease_seconds`; gives those that are lost."""
+
+    async def release(self, lease: Lease) -> None:
+        """Give an unfinished run back to the queue, for the next worker. A lost lease is left alone."""
+
+    def cancellations(self, worker: str) -> AsyncIterator[str]:
+        """Ids of this worker's runs whose cancel was requested, as it happens."""
+
+
+# --- agents and tools -------------------------------------------------------------------------------------------------
+
+
+class Tool(Protocol):
+    """Something a model may ask the server to do."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    """JSON Schema of the arguments."""
+    idempotent: bool
+    timeout: float
+    """Seconds."""
+
+    async def call(self, arguments: dict[str, Any], context: "ToolContext") -> Any:
+        """The result, any JSON value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolContext:
+    run: Run
+    tool_call_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What an agent is given for one run."""
+
+    run: Run
+    attempt: int = 1
+    history: Sequence[Event | Unknown] = field(default_factory=tuple)
+    """The log so far, when an earlier attempt had begun it."""
+
+
+AgentItem: TypeAlias = AnyEvent | Sequence[AnyEvent] | str
+"""What an agent may yield: an event, several at once, or plain text of one answer."""
+
+
+class Agent(Protocol):
+    """Produces the events of one run; made anew for each run by an `AgentFactory`.
+
+    An agent yields no `run.*` and no `attempt.started`: those are the worker's. What it raises ends the run as
+    failed. Its `finally` blocks must release what it holds (upstream connections) within a second.
+    """
+
+    resumable: bool
+    """Whether `run` can go on from `RunContext.history` after another worker died."""
+
+    def run(self, context: RunContext) -> AsyncIterator[AgentItem]: ...
+
+    async def cancel(self) -> None:
+        """Ask the agent to end soon by itself. It may still yield what closes its messages and its usage."""
+
+
+AgentFactory: TypeAlias = Callable[[Run], Agent]
+"""Makes the agent of a run. Called by the worker, once per attempt."""
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call as the model wrote it; `arguments` is JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One turn of a conversation as a model sees it."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Of an assistant turn."""
+    tool_call_id: str | None = None
+    """Of a tool turn: the call that it answers."""
+
+
+class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
+    messages: tuple[Message, ...]
+    tools: tuple[Any, ...] = ()
+    """`Tool`s that the model may ask for."""
+    max_tokens: int | None = None
+    temperature: float | None = None
+    prefix: str = ""
+    """Text of the answer that is already shown; only for models that `continues`: they go on right after it."""
+
+
+class ModelText(msgspec.Struct, frozen=True):
+    text: str
+
+
+class ModelReasoning(msgspec.Struct, frozen=True):
+    text: str
+
+
+class ModelToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of a tool call. `id` and `name` come with the first piece of each `index`."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+class ModelUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of the call so far, cumulative: a later one replaces an earlier one."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached: int | None = None
+    reasoning: int | None = None
+
+
+class ModelData(msgspec.Struct, frozen=True):
+    """Anything else worth keeping, shown as a `data` event: sources, notices."""
+
+    name: str
+    value: Any
+
+
+class ModelFinish(msgspec.Struct, frozen=True):
+    """Why the model ended: `stop`, `length`, `tool_calls`, `content_filter`, or the provider's own word."""
+
+    reason: str
+
+
+ModelEvent: TypeAlias = ModelText | ModelReasoning | ModelToolCall | ModelUsage | ModelData | ModelFinish
+
+
+class Model(Protocol):
+    """Produces text, reasoning and tool calls. Made once, used by many runs at the same time."""
+
+    name: str
+    """As shown to people and in `usage` events, such as `openai:gpt-5` or `demo:echo`."""
+    continues: bool
+    """Whether `ModelRequest.prefix` is honoured."""
+
+    def stream(self, request: ModelRequest) -> AsyncIterator[Sequence[ModelEvent]]:
+        """The answer, several events at a time where several arrived together.
+
+        Ends with a `ModelFinish`, else raises a `ModelError`: a stall, a cut, garbage or an empty answer is never an
+        end. Closing the iterator closes the upstream request at once.
+        """
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+# --- protocols --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartCommand:
+    """What every protocol's start request comes down to."""
+
+    agent: str
+    input: dict[str, Any]
+    conversation_id: str | None = None
+
+
+class View(Protocol):
+    """One run as one reader sees it: a fold over its events. The same events always give the same bytes."""
+
+    def frames(self, offset: int, event: Event | Unknown, encoded: bytes) -> Sequence[bytes]:
+        """The payloads (one line of UTF-8 each) that show the event at `offset`; often one, maybe none."""
+
+    def error(self, error: ErrorInfo) -> bytes:
+        """The payload for a failure that is not in the log, such as a credential that was revoked."""
+
+
+class WireProtocol(Protocol):
+    """A pure two-way translation between the log and one wire format. No clock, no random, no I/O."""
+
+    name: str
+    """After the path or call that its users type; what `?view=` takes."""
+    stateless: bool
+    """Whether a view may start at any event; otherwise it is folded from event 1."""
+
+    def view(self, run: Run) -> View: ...
