@@ -80,9 +80,7 @@ class HeadraceError(Exception):
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
-    detail: ClassVar[str] = (
-        "The server failed to handle this. Try again; the request id helps its operator to find out why."
-    )
+    detail: ClassVar[str] = "The server failed to handle this. Its operator finds why by the request id."
     retryable: ClassVar[bool] = False
 
     def __init__(self, detail: str | None = None, *, retry_after: float | None = None, **extra: Any) -> None:
