@@ -1,1 +1,1 @@
-
+"""Engines keep logs, leases and the queue of runs: `memory`, `sqlite`."""

@@ -1,0 +1,112 @@
+"""Which run waits for a worker, which worker waits for a run, and who holds a lease, within one process.
+
+Used by the engines that serve one process (`memory`, `sqlite`). Leases run on the monotonic clock.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from headrace.ports import Lease
+
+
+@dataclass
+class Claimer:
+    worker: str
+    future: "asyncio.Future[Lease]"
+
+
+class Dispatch:
+    def __init__(self, lease_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.lease_seconds = lease_seconds
+        self._clock = clock
+        self._queue: dict[str, None] = {}
+        self._claimers: deque[Claimer] = deque()
+        self._leases: dict[str, tuple[Lease, float]] = {}
+        self._cancellations: dict[str, asyncio.Queue[str]] = {}
+
+    # the queue
+
+    def enqueue(self, run_id: str) -> None:
+        self._queue[run_id] = None
+
+    def remove(self, run_id: str) -> None:
+        """Forget a run that has ended."""
+        self._queue.pop(run_id, None)
+        self._leases.pop(run_id, None)
+
+    def wait_for_run(self, worker: str) -> Claimer:
+        claimer = Claimer(worker, asyncio.get_running_loop().create_future())
+        self._claimers.append(claimer)
+        return claimer
+
+    def give_back(self, claimer: Claimer) -> None:
+        """Put a claimer that got nothing first in line again."""
+        self._claimers.appendleft(claimer)
+
+    def next_claimer(self) -> Claimer | None:
+        """Take the claimer that has waited longest, if one is there."""
+        while self._claimers:
+            claimer = self._claimers.popleft()
+            if not claimer.future.done():
+                return claimer
+        return None
+
+    def pairs(self) -> Iterator[tuple[str, Claimer]]:
+        """Take the oldest runs and the oldest claimers, two by two, while there are both."""
+        while self._queue and (claimer := self.next_claimer()) is not None:
+            run_id = next(iter(self._queue))
+            del self._queue[run_id]
+            yield run_id, claimer
+
+    # leases
+
+    def grant(self, lease: Lease) -> None:
+        self._leases[lease.run_id] = (lease, self._clock() + self.lease_seconds)
+
+    def holds(self, lease: Lease) -> bool:
+        held = self._leases.get(lease.run_id)
+        return held is not None and held[0] == lease
+
+    def renew(self, leases: Sequence[Lease]) -> list[Lease]:
+        """Extend those still held; gives the lost ones."""
+        lost = [lease for lease in leases if not self.holds(lease)]
+        for lease in leases:
+            if self.holds(lease):
+                self.grant(lease)
+        return lost
+
+    def requeue_expired(self) -> None:
+        """Runs whose worker fell silent wait in line again, like any other."""
+        now = self._clock()
+        expired = [run_id for run_id, (_, until) in self._leases.items() if until <= now]
+        for run_id in expired:
+            del self._leases[run_id]
+            self.enqueue(run_id)
+
+    def drop(self, lease: Lease) -> bool:
+        """End a lease; False where it is lost already."""
+        if not self.holds(lease):
+            return False
+        del self._leases[lease.run_id]
+        return True
+
+    # cancellations
+
+    def tell_cancel(self, run_id: str) -> None:
+        held = self._leases.get(run_id)
+        if held is not None:
+            self._channel(held[0].worker).put_nowait(run_id)
+
+    async def cancellations(self, worker: str) -> AsyncIterator[str]:
+        channel = self._channel(worker)
+        try:
+            while True:
+                yield await channel.get()
+        finally:
+            self._cancellations.pop(worker, None)
+
+    def _channel(self, worker: str) -> "asyncio.Queue[str]":
+        return self._cancellations.setdefault(worker, asyncio.Queue())

@@ -1,0 +1,263 @@
+"""The engine that keeps everything in the memory of this process: for tests, for the library, and as the reference.
+
+Same promises as every engine, but nothing survives the process.
+"""
+
+import asyncio
+import time
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Literal
+
+import msgspec
+
+from headrace.engines.dispatch import Dispatch
+from headrace.engines.tail import Tail, Waiters
+from headrace.errors import Fenced, IdempotencyMismatch, LogClosed, NotFound, PositionAhead, PositionGone, RunActive
+from headrace.events import TERMINAL, Event, RunCancelled, RunCompleted, RunFailed, encode
+from headrace.identity import Owner
+from headrace.ports import Block, Created, FeedEntry, Head, Idempotency, Lease, Run, RunState
+from headrace.position import Position, new_epoch
+
+_STATE: dict[type, RunState] = {RunCompleted: "completed", RunFailed: "failed", RunCancelled: "cancelled"}
+
+
+class _Log:
+    """A run, its state and all its blocks."""
+
+    def __init__(self, run: Run) -> None:
+        self.head = Head(run=run, state="queued", offset=0)
+        self.tail = Tail()
+        self.bytes = 0
+
+    def change(self, **fields: object) -> None:
+        self.head = msgspec.structs.replace(self.head, **fields)
+
+
+class _Feed:
+    """The blocks of one owner in commit order."""
+
+    def __init__(self) -> None:
+        self.entries: list[FeedEntry] = []
+        self.waiters = Waiters()
+
+
+class MemoryEngine:
+    """`RunLog` and `RunQueue` in memory."""
+
+    durability = "memory: nothing survives the end of this process"
+
+    def __init__(self, *, lease_seconds: float = 15.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.lease_seconds = lease_seconds
+        self.feed_epoch = new_epoch()
+        self._logs: dict[str, _Log] = {}
+        self._idempotency: dict[tuple[Owner, str], tuple[str, str]] = {}
+        self._feeds: dict[Owner, _Feed] = {}
+        self._sequence = 0
+        self._feed_floor = 0
+        self._dispatch = Dispatch(lease_seconds, clock)
+        self._expiry: asyncio.TimerHandle | None = None
+
+    async def start(self) -> None:
+        self._watch_leases()
+
+    async def close(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+
+    # RunLog
+
+    async def create(self, run: Run, first: Event, idempotency: Idempotency | None = None) -> Created:
+        if idempotency is not None:
+            known = self._idempotency.get((run.owner, idempotency.key))
+            if known is not None:
+                run_id, fingerprint = known
+                if fingerprint != idempotency.fingerprint:
+                    raise IdempotencyMismatch
+                return Created(self._logs[run_id].head, new=False)
+            self._idempotency[run.owner, idempotency.key] = (run.id, idempotency.fingerprint)
+        log = self._logs[run.id] = _Log(run)
+        self._commit(log, [first])
+        self._dispatch.enqueue(run.id)
+        self._match()
+        return Created(log.head, new=True)
+
+    async def head(self, run_id: str) -> Head:
+        return self._log(run_id).head
+
+    def append(self, run_id: str, attempt: int, events: Sequence[Event]) -> "asyncio.Future[int]":
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        try:
+            log = self._log(run_id)
+            if log.head.closed:
+                raise LogClosed
+            if log.head.attempt != attempt:
+                raise Fenced
+            self._commit(log, events)
+        except Exception as error:
+            future.set_exception(error)
+        else:
+            future.set_result(log.head.offset)
+        return future
+
+    async def read(self, run_id: str, after: int = 0, *, live: bool) -> AsyncIterator[Sequence[Block]]:
+        log = self._log(run_id)
+        if after > log.head.offset:
+            raise PositionAhead
+        if after < log.head.first - 1:
+            raise PositionGone(first_available=str(Position(log.head.run.epoch, log.head.first - 1)))
+        while True:
+            if blocks := log.tail.after(after):
+                after = blocks[-1].last
+                yield blocks
+            elif live and not log.tail.closed:
+                await log.tail.wait()
+            else:
+                return
+
+    async def feed(self, owner: Owner, after: int | None, *, live: bool) -> AsyncIterator[Sequence[FeedEntry]]:
+        if after is not None and after > self._sequence:
+            raise PositionAhead
+        if after is not None and after < self._feed_floor:
+            raise PositionGone(first_available=str(Position(self.feed_epoch, self._feed_floor)))
+        feed = self._feeds.setdefault(owner, _Feed())
+        sequence = self._sequence if after is None else after
+        while True:
+            start = bisect_right(feed.entries, sequence, key=_sequence)
+            if entries := feed.entries[start : start + 100]:
+                sequence = entries[-1].sequence
+                yield entries
+            elif live:
+                await feed.waiters.wait()
+            else:
+                return
+
+    async def list(
+        self, owner: Owner, *, limit: int, before: str | None = None, state: RunState | None = None
+    ) -> Sequence[Head]:
+        heads = [log.head for log in reversed(self._logs.values()) if log.head.run.owner == owner]
+        if before is not None:
+            ids = [head.run.id for head in heads]
+            if before not in ids:
+                raise NotFound
+            heads = heads[ids.index(before) + 1 :]
+        return [head for head in heads if state is None or head.state == state][:limit]
+
+    async def request_cancel(self, run_id: str, by: str) -> Literal["requested", "already", "closed"]:
+        log = self._log(run_id)
+        if log.head.closed:
+            return "closed"
+        if log.head.cancel_by is not None:
+            return "already"
+        log.change(cancel_by=by)
+        if log.head.state == "queued":
+            self._commit(log, [RunCancelled(reason="requested", by=by)])
+        else:
+            self._dispatch.tell_cancel(run_id)
+        return "requested"
+
+    async def delete(self, run_id: str) -> None:
+        log = self._log(run_id)
+        if not log.head.closed:
+            raise RunActive
+        self._forget_blocks(log)
+        del self._logs[run_id]
+        self._idempotency = {key: known for key, known in self._idempotency.items() if known[0] != run_id}
+
+    async def trim(self, *, older_than: float | None = None, max_bytes: int | None = None) -> int:
+        now = time.time()
+        ended = sorted((log for log in self._logs.values() if log.bytes and log.head.ended), key=_ended)
+        total = sum(log.bytes for log in self._logs.values())
+        trimmed = 0
+        for log in ended:
+            too_old = older_than is not None and now - _ended(log) > older_than
+            too_much = max_bytes is not None and total > max_bytes
+            if too_old or too_much:
+                total -= log.bytes
+                self._feed_floor = max(self._feed_floor, self._last_sequence(log))
+                self._forget_blocks(log)
+                trimmed += 1
+        return trimmed
+
+    # RunQueue
+
+    async def claim(self, worker: str) -> Lease:
+        claimer = self._dispatch.wait_for_run(worker)
+        self._match()
+        try:
+            return await claimer.future
+        except asyncio.CancelledError:
+            if claimer.future.done() and not claimer.future.cancelled():
+                await self.release(claimer.future.result())
+            raise
+
+    async def renew(self, leases: Sequence[Lease]) -> Sequence[Lease]:
+        return self._dispatch.renew(leases)
+
+    async def release(self, lease: Lease) -> None:
+        if self._dispatch.drop(lease):
+            self._logs[lease.run_id].change(state="queued")
+            self._dispatch.enqueue(lease.run_id)
+            self._match()
+
+    def cancellations(self, worker: str) -> AsyncIterator[str]:
+        return self._dispatch.cancellations(worker)
+
+    # inside
+
+    def _log(self, run_id: str) -> _Log:
+        try:
+            return self._logs[run_id]
+        except KeyError:
+            raise NotFound from None
+
+    def _commit(self, log: _Log, events: Sequence[Event]) -> None:
+        encoded = [encode(event) for event in events]
+        block = Block(log.head.offset + 1, tuple(events), encoded)
+        size = sum(map(len, encoded))
+        log.bytes += size
+        log.tail.publish(block, size)
+        log.change(offset=block.last)
+        if isinstance(events[-1], TERMINAL):
+            log.change(state=_STATE[type(events[-1])], ended=time.time())
+            self._dispatch.remove(log.head.run.id)
+            log.tail.close()
+        else:
+            log.tail.wake()
+        self._sequence += 1
+        feed = self._feeds.setdefault(log.head.run.owner, _Feed())
+        feed.entries.append(FeedEntry(self._sequence, log.head.run.id, block))
+        feed.waiters.wake()
+
+    def _forget_blocks(self, log: _Log) -> None:
+        feed = self._feeds[log.head.run.owner]
+        feed.entries = [entry for entry in feed.entries if entry.run_id != log.head.run.id]
+        log.tail = Tail(log.head.offset)
+        log.tail.close()
+        log.bytes = 0
+        log.change(first=log.head.offset + 1)
+
+    def _last_sequence(self, log: _Log) -> int:
+        entries = self._feeds[log.head.run.owner].entries
+        return max((entry.sequence for entry in entries if entry.run_id == log.head.run.id), default=0)
+
+    def _match(self) -> None:
+        for run_id, claimer in self._dispatch.pairs():
+            log = self._logs[run_id]
+            log.change(attempt=log.head.attempt + 1, state="running")
+            lease = Lease(run_id=run_id, attempt=log.head.attempt, worker=claimer.worker)
+            self._dispatch.grant(lease)
+            claimer.future.set_result(lease)
+
+    def _watch_leases(self) -> None:
+        self._dispatch.requeue_expired()
+        self._match()
+        self._expiry = asyncio.get_running_loop().call_later(self.lease_seconds / 5, self._watch_leases)
+
+
+def _sequence(entry: FeedEntry) -> int:
+    return entry.sequence
+
+
+def _ended(log: _Log) -> float:
+    return log.head.ended or 0.0

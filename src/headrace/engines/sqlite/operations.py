@@ -1,0 +1,356 @@
+"""What a transaction can hold, one class each.
+
+`apply` runs in the writer thread inside the transaction and gives a result, or raises a `HeadraceError` *before it has
+written anything*: then this operation fails alone and the others of the transaction are committed.
+"""
+
+import asyncio
+import json
+import sqlite3
+import time
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from headrace.engines.sqlite.stored import BlockList, checksum
+from headrace.errors import Fenced, IdempotencyMismatch, LogClosed, NotFound, RunActive
+from headrace.events import Event, RunCancelled, encode
+from headrace.ports import Head, Idempotency, Run, RunState
+
+
+class Ids:
+    """The row ids that the writer gives out; only it inserts."""
+
+    def __init__(self, *, run: int, block: int) -> None:
+        self._run = run
+        self._block = block
+
+    def next_run(self) -> int:
+        self._run += 1
+        return self._run
+
+    def next_block(self) -> int:
+        self._block += 1
+        return self._block
+
+
+class Transaction(NamedTuple):
+    db: sqlite3.Connection
+    ids: Ids
+
+
+class NewBlock(NamedTuple):
+    run: int
+    first: int
+    lines: Sequence[bytes]
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.lines) - 1
+
+
+_INSERT = "INSERT INTO blocks (id, run, first, last, checksum, body) VALUES "
+_ROWS_AT_A_TIME = 64
+
+
+def insert_blocks(tx: Transaction, blocks: Sequence[NewBlock]) -> list[int]:
+    """Insert many blocks by few statements: each statement is a chance to lose the interpreter lock for long."""
+    ids = []
+    for start in range(0, len(blocks), _ROWS_AT_A_TIME):
+        some = blocks[start : start + _ROWS_AT_A_TIME]
+        values: list[object] = []
+        for block in some:
+            body = b"\n".join(block.lines)
+            ids.append(tx.ids.next_block())
+            values += (ids[-1], block.run, block.first, block.last, checksum(block.run, block.first, body), body)
+        tx.db.execute(_INSERT + ",".join(["(?,?,?,?,?,?)"] * len(some)), values)
+    return ids
+
+
+class Operation:
+    """One thing to commit. `future` is resolved on the event loop once the transaction is durable."""
+
+    retry_when_full = True
+    """Whether it waits for space on a full disk, rather than fails with `StorageFull`."""
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def apply(self, tx: Transaction) -> Any:
+        raise NotImplementedError
+
+
+class NewRun(NamedTuple):
+    no: int
+    block: int
+
+
+class Known(NamedTuple):
+    """The run that an earlier request with the same Idempotency-Key had made."""
+
+    run_id: str
+
+
+class Create(Operation):
+    retry_when_full = False
+
+    def __init__(self, run: Run, first: Event, idempotency: Idempotency | None) -> None:
+        super().__init__()
+        self.run = run
+        self.first = first
+        self.line = encode(first)
+        self.idempotency = idempotency
+
+    def apply(self, tx: Transaction) -> NewRun | Known:
+        owner = self.run.owner
+        if self.idempotency is not None and (known := self._known(tx)):
+            return known
+        no = tx.ids.next_run()
+        tx.db.execute(
+            "INSERT INTO runs (no, id, tenant, subject, state, head, record) VALUES (?, ?, ?, ?, 'queued', 1, ?)",
+            (no, self.run.id, owner.tenant, owner.subject, msgspec.json.encode(self.run)),
+        )
+        if self.idempotency is not None:
+            tx.db.execute(
+                "INSERT INTO idempotency VALUES (?, ?, ?, ?, ?)",
+                (owner.tenant, owner.subject, self.idempotency.key, self.idempotency.fingerprint, no),
+            )
+        return NewRun(no, insert_blocks(tx, [NewBlock(no, 1, [self.line])])[0])
+
+    def _known(self, tx: Transaction) -> Known | None:
+        assert self.idempotency is not None
+        owner = self.run.owner
+        row = tx.db.execute(
+            "SELECT r.id, i.fingerprint FROM idempotency i JOIN runs r ON r.no = i.run"
+            " WHERE i.tenant = ? AND i.subject = ? AND i.key = ?",
+            (owner.tenant, owner.subject, self.idempotency.key),
+        ).fetchone()
+        if row is None:
+            return None
+        if row[1] != self.idempotency.fingerprint:
+            raise IdempotencyMismatch
+        return Known(row[0])
+
+
+class Closing(NamedTuple):
+    """What is written to a run's row together with its terminal event."""
+
+    state: RunState
+    ended: float
+
+
+class Append(Operation):
+    """Events of one run, growing until the writer takes it. Applied in bulk, see `append_all`."""
+
+    def __init__(self, run: int, run_id: str, attempt: int) -> None:
+        super().__init__()
+        self.run = run
+        self.run_id = run_id
+        self.attempt = attempt
+        self.first = 0
+        """Set when it is handed to the writer."""
+        self.events: list[Event] = []
+        self.lines: list[bytes] = []
+        self.closing: Closing | None = None
+        self.blocks = b""
+        """The run's blocks so far, packed, where this closes it."""
+
+    def close_row(self, tx: Transaction, block_id: int) -> None:
+        assert self.closing is not None
+        blocks = BlockList(self.blocks)
+        blocks.add(block_id, self.first, _size(self.lines))
+        _close_run(tx, self.run, self.closing, self.first + len(self.lines) - 1, blocks)
+
+
+def append_all(tx: Transaction, appends: Sequence[Append]) -> list[int | Fenced | LogClosed]:
+    """Check every append against its run's attempt and state, then insert the good ones. Gives block ids or errors."""
+    rows = tx.db.execute(
+        "SELECT no, attempt, ended IS NOT NULL FROM runs WHERE no IN (SELECT value FROM json_each(?))",
+        (json.dumps([append.run for append in appends]),),
+    )
+    states = {no: (attempt, closed) for no, attempt, closed in rows}
+    results: list[int | Fenced | LogClosed] = []
+    good: list[Append] = []
+    for append in appends:
+        attempt, closed = states.get(append.run, (-1, True))
+        if closed:
+            results.append(LogClosed())
+        elif attempt != append.attempt:
+            results.append(Fenced())
+        else:
+            results.append(0)
+            good.append(append)
+    ids = insert_blocks(tx, [NewBlock(append.run, append.first, append.lines) for append in good])
+    for append, block_id in zip(good, ids, strict=True):
+        if append.closing is not None:
+            append.close_row(tx, block_id)
+    inserted = iter(ids)
+    return [next(inserted) if result == 0 else result for result in results]
+
+
+class Claim(Operation):
+    def __init__(self, run_id: str) -> None:
+        super().__init__()
+        self.run_id = run_id
+
+    def apply(self, tx: Transaction) -> int | None:
+        """The new attempt number, or None where the run has ended or was never made."""
+        row = tx.db.execute(
+            "UPDATE runs SET attempt = attempt + 1, state = 'running' WHERE id = ? AND ended IS NULL RETURNING attempt",
+            (self.run_id,),
+        ).fetchone()
+        return row[0] if row else None
+
+
+class Release(Operation):
+    def __init__(self, run: int, attempt: int) -> None:
+        super().__init__()
+        self.run = run
+        self.attempt = attempt
+
+    def apply(self, tx: Transaction) -> None:
+        tx.db.execute(
+            "UPDATE runs SET state = 'queued' WHERE no = ? AND attempt = ? AND ended IS NULL", (self.run, self.attempt)
+        )
+
+
+class Cancelled(NamedTuple):
+    """A run that no worker had was closed at once."""
+
+    block: int
+    event: RunCancelled
+    line: bytes
+
+
+class RequestCancel(Operation):
+    def __init__(self, run: int, run_id: str, by: str, first: int, blocks: bytes) -> None:
+        super().__init__()
+        self.run = run
+        self.run_id = run_id
+        self.by = by
+        self.first = first
+        self.blocks = blocks
+
+    def apply(self, tx: Transaction) -> Literal["requested", "already", "closed"] | Cancelled:
+        row = tx.db.execute("SELECT state, ended, cancel_by FROM runs WHERE no = ?", (self.run,)).fetchone()
+        if row is None:
+            raise NotFound
+        state, ended, cancel_by = row
+        if ended is not None:
+            return "closed"
+        if cancel_by is not None:
+            return "already"
+        tx.db.execute("UPDATE runs SET cancel_by = ? WHERE no = ?", (self.by, self.run))
+        if state != "queued":
+            return "requested"
+        event = RunCancelled(reason="requested", by=self.by)
+        line = encode(event)
+        block_id = insert_blocks(tx, [NewBlock(self.run, self.first, [line])])[0]
+        blocks = BlockList(self.blocks)
+        blocks.add(block_id, self.first, len(line))
+        _close_run(tx, self.run, Closing("cancelled", time.time()), self.first, blocks)
+        return Cancelled(block_id, event, line)
+
+
+class Delete(Operation):
+    def __init__(self, run_id: str) -> None:
+        super().__init__()
+        self.run_id = run_id
+
+    def apply(self, tx: Transaction) -> None:
+        row = tx.db.execute("SELECT no, ended, blocks FROM runs WHERE id = ?", (self.run_id,)).fetchone()
+        if row is None:
+            raise NotFound
+        no, ended, blocks = row
+        if ended is None:
+            raise RunActive
+        _delete_blocks(tx, BlockList(blocks or b""))
+        tx.db.execute("DELETE FROM idempotency WHERE run = ?", (no,))
+        tx.db.execute("DELETE FROM runs WHERE no = ?", (no,))
+
+
+class Trim(Operation):
+    """At most `_RUNS_AT_A_TIME` runs, so that writers never wait long; the engine asks again while there are more."""
+
+    _RUNS_AT_A_TIME = 50
+
+    def __init__(self, ended_before: float | None, max_bytes: int | None) -> None:
+        super().__init__()
+        self.ended_before = ended_before
+        self.max_bytes = max_bytes
+
+    def apply(self, tx: Transaction) -> int:
+        total = tx.db.execute("SELECT coalesce(sum(bytes), 0) FROM runs WHERE bytes > 0").fetchone()[0]
+        oldest = tx.db.execute(
+            "SELECT no, ended, bytes, blocks FROM runs WHERE bytes > 0 ORDER BY ended LIMIT ?", (self._RUNS_AT_A_TIME,)
+        ).fetchall()
+        trimmed = 0
+        for no, ended, size, packed in oldest:
+            too_old = self.ended_before is not None and ended < self.ended_before
+            too_much = self.max_bytes is not None and total > self.max_bytes
+            if not (too_old or too_much):
+                break
+            blocks = BlockList(packed)
+            _delete_blocks(tx, blocks)
+            tx.db.execute("UPDATE runs SET first = head + 1, bytes = 0, blocks = NULL WHERE no = ?", (no,))
+            tx.db.execute("UPDATE meta SET feed_floor = max(feed_floor, ?)", (blocks.ids[-1],))
+            total -= size
+            trimmed += 1
+        return trimmed
+
+
+class LiveBlocks(NamedTuple):
+    run: int
+    head: int
+    packed: bytes
+
+
+class Index(Operation):
+    """Write down the blocks of live runs, so that a start after a crash has little to read through."""
+
+    def __init__(self, live: Sequence[LiveBlocks], indexed: int) -> None:
+        super().__init__()
+        self.live = live
+        self.indexed = indexed
+
+    def apply(self, tx: Transaction) -> None:
+        tx.db.executemany(
+            "UPDATE runs SET head = ?, blocks = ? WHERE no = ? AND ended IS NULL",
+            [(live.head, live.packed, live.run) for live in self.live],
+        )
+        tx.db.execute("UPDATE meta SET indexed = max(indexed, ?), block = max(block, ?)", (self.indexed, self.indexed))
+
+
+def _close_run(tx: Transaction, run: int, closing: Closing, head: int, blocks: BlockList) -> None:
+    tx.db.execute(
+        "UPDATE runs SET state = ?, ended = ?, head = ?, bytes = ?, blocks = ? WHERE no = ?",
+        (closing.state, closing.ended, head, blocks.bytes, blocks.packed(), run),
+    )
+
+
+def _delete_blocks(tx: Transaction, blocks: BlockList) -> None:
+    if blocks.ids:
+        tx.db.execute("UPDATE meta SET block = max(block, ?)", (blocks.ids[-1],))
+        tx.db.executemany("DELETE FROM blocks WHERE id = ?", [(block_id,) for block_id in blocks.ids])
+
+
+def _size(lines: Sequence[bytes]) -> int:
+    return sum(map(len, lines))
+
+
+def load_head(row: tuple[Any, ...]) -> Head:
+    """A head from the columns of `HEAD_COLUMNS`."""
+    record, state, head, first, attempt, cancel_by, ended = row
+    return Head(
+        run=msgspec.json.decode(record, type=Run),
+        state=state,
+        offset=head,
+        first=first,
+        attempt=attempt,
+        cancel_by=cancel_by,
+        ended=ended,
+    )
+
+
+HEAD_COLUMNS = "record, state, head, first, attempt, cancel_by, ended"

@@ -1,0 +1,114 @@
+"""Stored heads and blocks, read by threads that each have a read-only connection of their own."""
+
+import asyncio
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from headrace.engines.sqlite.operations import HEAD_COLUMNS, load_head
+from headrace.engines.sqlite.schema import open_for_reading
+from headrace.engines.sqlite.stored import BlockList, load_block
+from headrace.errors import LogCorrupt, NotFound
+from headrace.identity import Owner
+from headrace.ports import Block, FeedEntry, Head, RunState
+
+T = TypeVar("T")
+
+
+class Stored(NamedTuple):
+    """An ended run and where its blocks are."""
+
+    no: int
+    head: Head
+    blocks: BlockList
+
+
+class Reader:
+    def __init__(self, path: Path, threads: int = 2) -> None:
+        self._path = path
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="headrace-log-reader")
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._pool.shutdown)
+        for db in self._connections:
+            db.close()
+
+    async def run(self, run_id: str) -> Stored:
+        """Raises `NotFound`."""
+        rows = await self._query(f"SELECT no, blocks, {HEAD_COLUMNS} FROM runs WHERE id = ?", (run_id,))
+        if not rows:
+            raise NotFound
+        no, packed, *columns = rows[0]
+        return Stored(no, load_head(tuple(columns)), BlockList(packed or b""))
+
+    async def blocks(self, ids: Sequence[int]) -> list[Block]:
+        """The blocks of one run with these row ids, in order. Raises `LogCorrupt`."""
+        return await self._in_thread(lambda db: _load_blocks(db, ids))
+
+    async def feed(self, owner: Owner, after: int, upto: int, limit: int) -> tuple[list[FeedEntry], int]:
+        """Up to `limit` blocks of the owner's runs with ids in (`after`, `upto`], and the id up to which was looked."""
+        return await self._in_thread(lambda db: _load_feed(db, owner, after, upto, limit))
+
+    async def heads(self, owner: Owner, limit: int, before: str | None, state: RunState | None) -> list[Head]:
+        """Newest first. Raises `NotFound` where `before` is not a run of the owner."""
+        below = 2**63 - 1
+        if before is not None:
+            rows = await self._query(
+                "SELECT no FROM runs WHERE id = ? AND tenant = ? AND subject = ?", (before, owner.tenant, owner.subject)
+            )
+            if not rows:
+                raise NotFound
+            below = rows[0][0]
+        rows = await self._query(
+            f"SELECT {HEAD_COLUMNS} FROM runs WHERE tenant = ?1 AND subject = ?2 AND no < ?3"
+            " AND (?4 IS NULL OR state = ?4) ORDER BY no DESC LIMIT ?5",
+            (owner.tenant, owner.subject, below, state, limit),
+        )
+        return [load_head(row) for row in rows]
+
+    async def feed_floor(self) -> int:
+        rows = await self._query("SELECT feed_floor FROM meta", ())
+        return int(rows[0][0])
+
+    async def _query(self, sql: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
+        return await self._in_thread(lambda db: db.execute(sql, parameters).fetchall())
+
+    async def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: work(self._connection()))
+        except sqlite3.DatabaseError as error:
+            raise LogCorrupt from error
+
+    def _connection(self) -> sqlite3.Connection:
+        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if db is None:
+            db = self._local.db = open_for_reading(self._path)
+            self._connections.append(db)
+        return db
+
+
+def _load_blocks(db: sqlite3.Connection, ids: Sequence[int]) -> list[Block]:
+    rows = db.execute(
+        "SELECT b.run, b.first, b.last, b.checksum, b.body FROM json_each(?) j JOIN blocks b ON b.id = j.value"
+        " ORDER BY b.id",
+        (json.dumps(list(ids)),),
+    ).fetchall()
+    if len(rows) != len(ids):
+        raise LogCorrupt
+    return [load_block(*row) for row in rows]
+
+
+def _load_feed(db: sqlite3.Connection, owner: Owner, after: int, upto: int, limit: int) -> tuple[list[FeedEntry], int]:
+    rows = db.execute(
+        "SELECT b.id, r.id, b.run, b.first, b.last, b.checksum, b.body FROM blocks b JOIN runs r ON r.no = b.run"
+        " WHERE b.id > ? AND b.id <= ? AND r.tenant = ? AND r.subject = ? ORDER BY b.id LIMIT ?",
+        (after, upto, owner.tenant, owner.subject, limit),
+    ).fetchall()
+    entries = [FeedEntry(block_id, run_id, load_block(*rest)) for block_id, run_id, *rest in rows]
+    return entries, entries[-1].sequence if len(entries) == limit else upto

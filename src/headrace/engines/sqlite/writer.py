@@ -1,0 +1,92 @@
+"""The thread that writes: it takes all operations that wait and commits them in one transaction (group commit)."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+from headrace.engines.sqlite.operations import Append, Ids, Operation, Transaction, append_all
+from headrace.errors import HeadraceError
+
+_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What became of a group: one result (a value or a `HeadraceError`) for each operation, or none committed."""
+
+    operations: Sequence[Operation]
+    results: Sequence[Any] = ()
+    full: bool = False
+    """The disk had no space; nothing was committed, all may be tried again."""
+    failure: Exception | None = None
+    """The disk failed; what is in the file is not known, nothing may be tried again."""
+
+
+class Writer:
+    """Owns the writing connection. `submit` hands over one group; `done` is called on the loop when it is durable."""
+
+    def __init__(self, db: sqlite3.Connection, ids: Ids, done: Callable[[Commit], None]) -> None:
+        self._tx = Transaction(db, ids)
+        self._done = done
+        self._loop = asyncio.get_running_loop()
+        self._groups: SimpleQueue[Sequence[Operation] | None] = SimpleQueue()
+        self._thread = Thread(target=self._run, name="headrace-log-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, group: Sequence[Operation]) -> None:
+        self._groups.put(group)
+
+    async def close(self) -> None:
+        """Commit what was submitted, then close the file."""
+        self._groups.put(None)
+        await asyncio.to_thread(self._thread.join)
+        self._tx.db.close()
+
+    def _run(self) -> None:
+        while (group := self._groups.get()) is not None:
+            commit = self._commit(group)
+            self._loop.call_soon_threadsafe(self._done, commit)
+
+    def _commit(self, group: Sequence[Operation]) -> Commit:
+        db = self._tx.db
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            results = self._apply(group)
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            _roll_back(db)
+            if getattr(error, "sqlite_errorcode", None) in _FULL:
+                return Commit(group, full=True)
+            return Commit(group, failure=error)
+        except Exception as error:
+            _roll_back(db)
+            return Commit(group, failure=error)
+        return Commit(group, results)
+
+    def _apply(self, group: Sequence[Operation]) -> list[Any]:
+        """Appends go last and in bulk: none of them can depend on a command that was not acknowledged yet."""
+        results: dict[Operation, Any] = {}
+        appends: list[Append] = []
+        for operation in group:
+            if isinstance(operation, Append):
+                appends.append(operation)
+                continue
+            try:
+                results[operation] = operation.apply(self._tx)
+            except HeadraceError as error:
+                results[operation] = error
+        if appends:
+            results.update(zip(appends, append_all(self._tx, appends), strict=True))
+        return [results[operation] for operation in group]
+
+
+def _roll_back(db: sqlite3.Connection) -> None:
+    try:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+    except sqlite3.Error:
+        pass  # the failure that led here is the one to report
