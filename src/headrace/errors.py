@@ -49,6 +49,7 @@
     │   ├── ModelAuthFailed              502 model.auth
     │   ├── ModelNotFound                502 model.not_found
     │   ├── ModelRateLimited             429 model.rate_limited
+    │   ├── ModelQuotaExceeded           429 model.quota_exceeded
     │   ├── ModelOverloaded              503 model.overloaded
     │   ├── ModelUnavailable             502 model.unavailable
     │   ├── ModelTimeout                 504 model.timeout
@@ -341,6 +342,11 @@ class ModelNotFound(ModelError):
 class ModelRateLimited(ModelError):
     status, code = 429, "model.rate_limited"
     detail = "The model is busy with too many requests. Try again later."
+
+
+class ModelQuotaExceeded(ModelError):
+    status, code, retryable = 429, "model.quota_exceeded", False
+    detail = "The server's account with the provider is used up. Its operator has to look at it."
 
 
 class ModelOverloaded(ModelError):
