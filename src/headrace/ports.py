@@ -127,7 +127,8 @@ class RunLog(Protocol):
     def append(self, run_id: str, attempt: int, events: Sequence[Event]) -> "asyncio.Future[int]":
         """Submit events at once, in order, and give a future of the offset of the last, done when they are committed.
 
-        Not a coroutine: a hot path may call it for every event and wait only for the last future. The future raises
+        Not a coroutine: a hot path may call it for every event and wait only for the last future. Appends that are
+        committed together may share one future, so wait for it by `asyncio.wait`, and never cancel it. It raises
         `Fenced` where `attempt` is no longer the run's, checked in the same transaction, and `LogClosed` where the
         log has its terminal event; then none of these events is in the log. Waits, rather than fails, while the disk
         is full.
@@ -230,8 +231,8 @@ class RunContext:
     """The log so far, when an earlier attempt had begun it."""
 
 
-AgentItem: TypeAlias = AnyEvent | Sequence[AnyEvent] | str
-"""What an agent may yield: an event, several at once, or plain text of one answer."""
+AgentItem: TypeAlias = AnyEvent | Sequence[AnyEvent]
+"""What an agent yields: an event, or several that arrived together."""
 
 
 class Agent(Protocol):
@@ -247,7 +248,8 @@ class Agent(Protocol):
     def run(self, context: RunContext) -> AsyncIterator[AgentItem]: ...
 
     async def cancel(self) -> None:
-        """Ask the agent to end soon by itself. It may still yield what closes its messages and its usage."""
+        """Ask the agent to end at once by itself. It may still yield what closes its messages, and its usage. If it
+        has not ended half a second later, its task is cancelled."""
 
 
 AgentFactory: TypeAlias = Callable[[Run], Agent]

@@ -1,0 +1,279 @@
+"""One attempt at a run: drives the agent in one task, writes what it yields, and ends the log.
+
+The task that iterates the agent is the only one that writes, with one exception: an agent that does not react to a
+cancel for two seconds is left behind, and its run is closed without it.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import cast
+
+import structlog
+
+from headrace.errors import AgentFailed, HeadraceError, Interrupted, NotFound, RunIdle, RunTimeout
+from headrace.events import (
+    TERMINAL,
+    AnyEvent,
+    AttemptStarted,
+    Event,
+    MessageEnd,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    Unknown,
+)
+from headrace.ports import Agent, AgentFactory, AgentItem, Head, Lease, RunContext, RunLog
+from headrace.telemetry import Telemetry
+
+logger = structlog.get_logger("headrace.execution")
+
+_UNCONFIRMED_EVENTS = 1000
+"""How far an agent may run ahead of the disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLimits:
+    """How long a run may take, in seconds."""
+
+    total: float = 300.0
+    idle: float = 120.0
+    """Without any event of the agent."""
+    cancel_by_itself: float = 0.5
+    """From the request of a cancel to the cancel of the task."""
+    cancel_grace: float = 2.0
+    """From the request of a cancel to the end without the agent."""
+
+
+class Execution:
+    """`start` makes the task; `cancel`, `stop` and `lose` act on it from outside. `done` tells that all is over."""
+
+    def __init__(
+        self,
+        log: RunLog,
+        lease: Lease,
+        agents: Mapping[str, AgentFactory],
+        *,
+        limits: RunLimits,
+        telemetry: Telemetry,
+        release: Callable[[Lease], "asyncio.Future[None] | asyncio.Task[None]"],
+    ) -> None:
+        self.lease = lease
+        self._log = log
+        self._agents = agents
+        self._limits = limits
+        self._telemetry = telemetry
+        self._release = release
+        self._loop = asyncio.get_running_loop()
+        self._agent: Agent | None = None
+        self._ending: Event | HeadraceError | None = None
+        """Why the task was cancelled: what to write, or that nothing may be written any more."""
+        self._stopping = False
+        self._timers: list[asyncio.TimerHandle] = []
+        self._asked: asyncio.Task[None] | None = None
+        self._last_append: asyncio.Future[int] | None = None
+        self._unconfirmed = 0
+        self._last_message: MessageEnd | None = None
+        self._last_activity = self._loop.time()
+        self._task = self._loop.create_task(self._run(), name=f"run {lease.run_id}")
+        self.done: asyncio.Future[None] = self._loop.create_future()
+        self._task.add_done_callback(self._task_done)
+
+    # from outside
+
+    def cancel(self, by: str) -> None:
+        """The two stages of a cancel: first the agent's own, then its task's; at last the log is closed without it."""
+        if self._ending is not None:
+            return
+        self._ending = RunCancelled(reason="requested", by=by)
+        if self._agent is None:
+            self._task.cancel()
+            return
+        self._asked = self._loop.create_task(self._ask_agent_to_end(self._agent))
+        self._later(self._limits.cancel_by_itself, self._task.cancel)
+        self._later(self._limits.cancel_grace, self._leave_behind)
+
+    def stop(self) -> None:
+        """Give the run back to the queue, at an event boundary: this process is about to end."""
+        if self._ending is None:
+            self._stopping = True
+            self._task.cancel()
+
+    def lose(self, error: HeadraceError) -> None:
+        """Stop at once and write nothing more: the lease may be another worker's."""
+        self._ending = error
+        self._task.cancel()
+
+    # the task
+
+    async def _run(self) -> None:
+        terminal: Event | None
+        try:
+            terminal = await self._attempt()
+        except asyncio.CancelledError:
+            terminal = await self._after_cancel()
+        except HeadraceError as error:
+            terminal = RunFailed(error=error.info())
+        except Exception:
+            logger.exception("agent failed", run_id=self.lease.run_id)
+            terminal = RunFailed(error=AgentFailed().info())
+        finally:
+            self._stop_timers()
+        if terminal is not None:
+            await self._end(terminal)
+
+    async def _attempt(self) -> Event:
+        head = await self._log.head(self.lease.run_id)
+        if head.cancel_by is not None:
+            return RunCancelled(reason="requested", by=head.cancel_by)
+        factory = self._agents.get(head.run.agent)
+        if factory is None:
+            raise NotFound
+        agent = factory(head.run)
+        context = await self._context(head, agent)
+        if head.attempt > 1:
+            self._write([AttemptStarted(attempt=head.attempt, mode="continue")])
+        self._agent = agent
+        self._watch_time(self._loop.time() + self._limits.total)
+        self._telemetry.run_began(head.run)
+        await self._drive(agent.run(context))
+        if self._stopping:
+            raise asyncio.CancelledError  # the agent swallowed it, and would look finished
+        if self._ending is not None:
+            return self._ending_event()
+        last = self._last_message
+        return RunCompleted(output=last.text if last else "", stop_reason=last.finish_reason if last else "stop")
+
+    async def _context(self, head: Head, agent: Agent) -> RunContext:
+        """Raises `Interrupted` where an earlier attempt had begun something that the agent cannot go on from."""
+        history: Sequence[Event | Unknown] = ()
+        if head.attempt > 1 and head.offset > 1:
+            if not agent.resumable:
+                raise Interrupted
+            history = await self._read_log()
+        return RunContext(run=head.run, attempt=self.lease.attempt, history=history)
+
+    async def _read_log(self) -> list[Event | Unknown]:
+        history: list[Event | Unknown] = []
+        async for blocks in self._log.read(self.lease.run_id, live=False):
+            for block in blocks:
+                history += block.events
+        ends = [event for event in history if isinstance(event, MessageEnd)]
+        self._last_message = ends[-1] if ends else None
+        return history
+
+    async def _drive(self, items: AsyncIterator[AgentItem]) -> None:
+        """The loop that everything an agent says passes through."""
+        async with aclosing(cast("AsyncGenerator[AgentItem, None]", items)):
+            async for item in items:
+                now = self._loop.time()
+                events = item if isinstance(item, Sequence) else (item,)
+                self._telemetry.events_written(self.lease.run_id, events, now - self._last_activity)
+                self._last_activity = now
+                self._write(events)
+                if self._unconfirmed > _UNCONFIRMED_EVENTS:
+                    await self._confirmed()
+
+    def _write(self, events: Sequence[AnyEvent]) -> None:
+        for event in events:
+            if type(event) is MessageEnd:
+                self._last_message = event
+            elif isinstance(event, TERMINAL):
+                raise AgentFailed
+        self._unconfirmed += len(events)
+        future = self._log.append(self.lease.run_id, self.lease.attempt, events)
+        if future is not self._last_append:
+            self._last_append = future
+            future.add_done_callback(self._appended)
+
+    def _appended(self, future: "asyncio.Future[int]") -> None:
+        error = future.exception()
+        if error is not None and not self._task.done():
+            self.lose(error if isinstance(error, HeadraceError) else AgentFailed())
+
+    async def _confirmed(self) -> None:
+        """Until everything written so far is committed. Raises what the log raised."""
+        if self._last_append is not None:
+            await asyncio.wait([self._last_append])
+            self._last_append.result()
+        self._unconfirmed = 0
+
+    async def _after_cancel(self) -> Event | None:
+        """What to write after the task was cancelled; None where the log is no longer ours."""
+        while self._task.cancelling():
+            self._task.uncancel()
+        if self._stopping:
+            await self._confirmed()
+            await self._release(self.lease)
+            return None
+        if isinstance(self._ending, HeadraceError):
+            logger.warning("run lost", run_id=self.lease.run_id, attempt=self.lease.attempt, code=self._ending.code)
+            return None
+        if self._ending is None:  # the agent cancelled its own task, or let a foreign cancel through
+            return RunFailed(error=AgentFailed().info())
+        return self._ending_event()
+
+    def _ending_event(self) -> Event:
+        assert isinstance(self._ending, Event)
+        return self._ending
+
+    async def _end(self, terminal: Event) -> None:
+        future = self._log.append(self.lease.run_id, self.lease.attempt, [terminal])
+        await asyncio.wait([future])
+        error = future.exception()
+        if error is not None:
+            logger.warning("run not ended by this worker", run_id=self.lease.run_id, reason=str(error))
+        else:
+            self._telemetry.run_ended(self.lease.run_id, terminal)
+
+    # time
+
+    def _watch_time(self, deadline: float) -> None:
+        """One timer a run: it looks when the agent was last active, instead of being set anew for each event."""
+        now = self._loop.time()
+        idle_until = self._last_activity + self._limits.idle
+        if now >= deadline:
+            self._fail(RunTimeout())
+        elif now >= idle_until:
+            self._fail(RunIdle())
+        else:
+            self._timers.append(self._loop.call_at(min(deadline, idle_until), self._watch_time, deadline))
+
+    def _fail(self, error: HeadraceError) -> None:
+        """Like a cancel, but the run ends as failed."""
+        if self._ending is None:
+            self._ending = RunFailed(error=error.info())
+            self._task.cancel()
+            self._later(self._limits.cancel_grace, self._leave_behind)
+
+    async def _ask_agent_to_end(self, agent: Agent) -> None:
+        try:
+            await agent.cancel()
+        except Exception:
+            logger.exception("agent's own cancel failed", run_id=self.lease.run_id)
+
+    def _leave_behind(self) -> None:
+        """The agent does not react: close the log without it. Whatever it still writes meets a closed log."""
+        if not self._task.done():
+            logger.warning("agent does not end, left behind", run_id=self.lease.run_id)
+            closing = self._loop.create_task(self._end(self._ending_event()))
+            closing.add_done_callback(lambda _: self._finish())
+            self._asked = closing
+
+    def _later(self, seconds: float, action: Callable[[], object]) -> None:
+        self._timers.append(self._loop.call_later(seconds, action))
+
+    def _stop_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+
+    def _task_done(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("execution failed", run_id=self.lease.run_id, exc_info=error)
+        self._finish()
+
+    def _finish(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)

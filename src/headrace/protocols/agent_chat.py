@@ -1,0 +1,84 @@
+"""`POST /api/agent/chat`: a chat answer as `start`, `token`s, and one `end` or `error`.
+
+Source: seed S1, and `docs/protocols/agent_chat.md`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from headrace.events import ErrorInfo, Event, RunCancelled, RunCompleted, RunFailed, RunStarted, TextDelta, Unknown
+from headrace.ports import Run, StartCommand, View
+from headrace.protocols.payload import to_json
+
+CANCELLED = ErrorInfo(code="run.cancelled", message="The run was cancelled.", status=499)
+_MAX_MESSAGE = 200_000
+
+
+class ChatRequest(BaseModel):
+    """Body of `POST /api/agent/chat`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    message: str = Field(min_length=1, max_length=_MAX_MESSAGE, examples=["What is a headrace?"])
+    agent_id: str = Field(default="default", min_length=1, max_length=128)
+    conversation_id: str | None = Field(default=None, min_length=1, max_length=128)
+    max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+
+    def command(self) -> StartCommand:
+        chat: dict[str, Any] = {"message": self.message}
+        if self.max_tokens is not None:
+            chat["max_tokens"] = self.max_tokens
+        return StartCommand(agent=self.agent_id, input=chat, conversation_id=self.conversation_id)
+
+
+class AgentChat:
+    """`chunk_size`: most characters in one `token`; longer pieces are split, never inside a character."""
+
+    name = "agent_chat"
+    stateless = True
+
+    def __init__(self, chunk_size: int = 100) -> None:
+        self._chunk_size = chunk_size
+
+    def view(self, run: Run) -> View:
+        return AgentChatView(run, self._chunk_size)
+
+
+class AgentChatView:
+    def __init__(self, run: Run, chunk_size: int) -> None:
+        self._message_id = message_id(run)
+        self._chunk_size = chunk_size
+
+    def frames(self, offset: int, event: Event | Unknown, encoded: bytes) -> Sequence[bytes]:
+        if type(event) is TextDelta:
+            return self._tokens(event.delta)
+        if isinstance(event, RunStarted):
+            return (to_json({"type": "start", "message_id": self._message_id}),)
+        if isinstance(event, RunCompleted):
+            return (to_json({"type": "end", "message_id": self._message_id}),)
+        if isinstance(event, RunFailed):
+            return (self.error(event.error),)
+        if isinstance(event, RunCancelled):
+            return (self.error(CANCELLED),)
+        return ()
+
+    def error(self, error: ErrorInfo) -> bytes:
+        return to_json({"type": "error", "message": error.message, "code": error.status})
+
+    def _tokens(self, text: str) -> Sequence[bytes]:
+        size = self._chunk_size
+        if len(text) <= size:
+            return (to_json({"type": "token", "content": text}),) if text else ()
+        return [to_json({"type": "token", "content": text[i : i + size]}) for i in range(0, len(text), size)]
+
+
+def message_id(run: Run) -> str:
+    """Derived, so that every reader of a run is told the same one."""
+    return f"msg_{run.id.removeprefix('run_')}"
+
+
+def answer(run: Run, completed: RunCompleted) -> dict[str, str]:
+    """The reply without streaming."""
+    return {"response": completed.output, "message_id": message_id(run), "run_id": run.id}

@@ -1,0 +1,45 @@
+"""The log as it is: each event as its JSON, with its offset and run id in front. What `/api/runs` speaks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from headrace.events import ErrorInfo, Event, Unknown
+from headrace.ports import Run, StartCommand, View
+from headrace.protocols.payload import one_line, to_json
+
+
+class StartRun(BaseModel):
+    """Body of `POST /api/runs`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    agent: str = Field(default="default", min_length=1, max_length=128, examples=["default"])
+    input: dict[str, Any] = Field(
+        description="What the agent gets. A chat agent reads `message`, `history`, `max_tokens`, `temperature`.",
+        examples=[{"message": "What is a headrace?"}],
+    )
+    conversation_id: str | None = Field(default=None, min_length=1, max_length=128)
+
+    def command(self) -> StartCommand:
+        return StartCommand(agent=self.agent, input=self.input, conversation_id=self.conversation_id)
+
+
+class Native:
+    name = "native"
+    stateless = True
+
+    def view(self, run: Run) -> View:
+        return NativeView(run)
+
+
+class NativeView:
+    def __init__(self, run: Run) -> None:
+        self._prefix = b'{"offset":%d,"run_id":"' + run.id.encode() + b'",%b'
+
+    def frames(self, offset: int, event: Event | Unknown, encoded: bytes) -> Sequence[bytes]:
+        return (self._prefix % (offset, one_line(encoded[1:])),)
+
+    def error(self, error: ErrorInfo) -> bytes:
+        return to_json({"kind": "error", "error": error})

@@ -1,0 +1,118 @@
+"""Runs on behalf of a principal: start, follow, result, cancel, list, delete.
+
+No agent runs here. A run is started by committing it; a worker picks it up from the queue.
+"""
+
+import hashlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Collection, Sequence
+from typing import Literal
+
+import msgspec
+
+from headrace.errors import ForeignPosition, InvalidField, LogCorrupt, NotFound, PositionAhead, PositionGone
+from headrace.events import TERMINAL, RunCancelled, RunCompleted, RunFailed, RunStarted
+from headrace.identity import Principal
+from headrace.ports import Block, Created, FeedEntry, Head, Idempotency, Run, RunLog, RunState, StartCommand
+from headrace.position import Position, new_epoch
+
+_ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+class Runs:
+    """Every call sees only the principal's own runs: others raise `NotFound`, like unknown ones."""
+
+    def __init__(self, log: RunLog, agents: Collection[str]) -> None:
+        self._log = log
+        self._agents = agents
+
+    async def start(
+        self, principal: Principal, command: StartCommand, idempotency: Idempotency | None = None
+    ) -> Created:
+        """Commit a new run and queue it. Raises `NotFound` for an unknown agent."""
+        if command.agent not in self._agents:
+            raise NotFound
+        _check_id("conversation_id", command.conversation_id)
+        run = Run(
+            id=new_run_id(),
+            epoch=new_epoch(),
+            owner=principal.owner,
+            agent=command.agent,
+            input=command.input,
+            created=time.time(),
+            conversation_id=command.conversation_id,
+        )
+        started = RunStarted(
+            agent=run.agent, input_digest=_digest(run.input), conversation_id=run.conversation_id, time=run.created
+        )
+        return await self._log.create(run, started, idempotency)
+
+    async def get(self, principal: Principal, run_id: str) -> Head:
+        head = await self._log.head(run_id)
+        if head.run.owner != principal.owner:
+            raise NotFound
+        return head
+
+    def follow(self, head: Head, after: Position | None = None, *, live: bool) -> AsyncIterator[Sequence[Block]]:
+        """The blocks after a position. Raises for a position that cannot be served before anything is read:
+        `ForeignPosition`, `PositionAhead`, `PositionGone`."""
+        position = after or Position(head.run.epoch, 0)
+        if position.epoch != head.run.epoch:
+            raise ForeignPosition
+        if position.offset + (position.frame > 0) > head.offset:
+            raise PositionAhead
+        if position.offset < head.first - 1:
+            raise PositionGone(first_available=str(Position(head.run.epoch, head.first - 1)))
+        return self._log.read(head.run.id, position.offset, live=live)
+
+    async def result(self, head: Head) -> RunCompleted | RunFailed | RunCancelled:
+        """The run's last event, once it is there."""
+        async for blocks in self._log.read(head.run.id, max(head.offset - 1, 0), live=True):
+            last = blocks[-1].events[-1]
+            if isinstance(last, TERMINAL):
+                return last
+        raise LogCorrupt
+
+    def feed(self, principal: Principal, after: Position | None, *, live: bool) -> AsyncIterator[Sequence[FeedEntry]]:
+        """What is committed for all runs of the principal. Without a position it starts now."""
+        if after is not None and after.epoch != self._log.feed_epoch:
+            raise ForeignPosition
+        return self._log.feed(principal.owner, None if after is None else after.offset, live=live)
+
+    @property
+    def feed_epoch(self) -> str:
+        return self._log.feed_epoch
+
+    async def list(
+        self, principal: Principal, *, limit: int, before: str | None = None, state: RunState | None = None
+    ) -> Sequence[Head]:
+        return await self._log.list(principal.owner, limit=limit, before=before, state=state)
+
+    async def cancel(
+        self, principal: Principal, run_id: str, *, by: str | None = None
+    ) -> Literal["requested", "already", "closed"]:
+        """Note durably that the run shall end; its worker sees to it."""
+        head = await self.get(principal, run_id)
+        return await self._log.request_cancel(head.run.id, by or principal.subject)
+
+    async def delete(self, principal: Principal, run_id: str) -> None:
+        """Raises `RunActive` while the run has not ended."""
+        head = await self.get(principal, run_id)
+        await self._log.delete(head.run.id)
+
+
+def new_run_id() -> str:
+    """128 random bits: not to be guessed, and no order."""
+    number = secrets.randbits(130)
+    return "run_" + "".join(_ID_LETTERS[number >> shift & 31] for shift in range(0, 130, 5))
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()
+
+
+def _check_id(name: str, value: str | None) -> None:
+    """Ids come back in headers, logs and file names: printable ASCII only, at most 128 characters."""
+    if value is not None and not (0 < len(value) <= 128 and value.isascii() and value.isprintable()):
+        raise InvalidField(errors=[{"pointer": f"/{name}", "detail": "1 to 128 printable ASCII characters"}])

@@ -1,0 +1,80 @@
+"""Tools that the server runs for a model: which there are, and one safe way to run one."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+import structlog
+
+from headrace.errors import ConfigurationError
+from headrace.ports import Tool, ToolCall, ToolContext
+
+logger = structlog.get_logger("headrace.tools")
+
+_OUTPUT_LIMIT = 65_536
+_CUT = "\n[cut: the result was longer than the limit]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionTool:
+    """A coroutine function as a tool. `parameters` is the JSON Schema of its keyword arguments."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    function: Callable[..., Awaitable[Any]]
+    idempotent: bool = False
+    timeout: float = 30.0
+
+    async def call(self, arguments: dict[str, Any], context: ToolContext) -> Any:
+        return await self.function(**arguments)
+
+
+class ToolOutcome(NamedTuple):
+    output: str
+    is_error: bool
+
+
+class Toolbox:
+    """The tools of one agent, by name."""
+
+    def __init__(self, tools: Iterable[Tool] = ()) -> None:
+        self._tools: dict[str, Tool] = {}
+        for tool in tools:
+            if tool.name in self._tools:
+                raise ConfigurationError(f"Two tools are named {tool.name!r}: rename one.")
+            self._tools[tool.name] = tool
+
+    @property
+    def all(self) -> tuple[Tool, ...]:
+        return tuple(self._tools.values())
+
+    def get(self, name: str) -> Tool | None:
+        return self._tools.get(name)
+
+    async def execute(self, call: ToolCall, context: ToolContext) -> ToolOutcome:
+        """Run a call as a model wrote it. Never raises for what the model or the tool did wrong: the model is told,
+        in general words, since its answer may repeat them to anybody."""
+        tool = self._tools.get(call.name)
+        if tool is None:
+            return ToolOutcome(f"There is no tool named {call.name!r}.", is_error=True)
+        try:
+            arguments = msgspec.json.decode(call.arguments or "{}", type=dict[str, Any])
+        except msgspec.MsgspecError:
+            return ToolOutcome("The arguments are not a JSON object.", is_error=True)
+        try:
+            async with asyncio.timeout(tool.timeout):
+                result = await tool.call(arguments, context)
+        except TimeoutError:
+            return ToolOutcome(f"The tool took longer than {tool.timeout:g} seconds.", is_error=True)
+        except Exception:
+            logger.exception("tool failed", tool=tool.name, run_id=context.run.id)
+            return ToolOutcome("The tool failed.", is_error=True)
+        return ToolOutcome(_text(result), is_error=False)
+
+
+def _text(result: Any) -> str:
+    text = result if isinstance(result, str) else msgspec.json.encode(result).decode()
+    return text if len(text) <= _OUTPUT_LIMIT else text[:_OUTPUT_LIMIT] + _CUT

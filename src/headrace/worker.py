@@ -1,0 +1,126 @@
+"""Claims runs and executes them, as many at a time as it may.
+
+It keeps its leases alive together, passes cancels on, and stops what it can no longer be sure to own.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+
+import structlog
+
+from headrace.errors import Fenced, HeadraceError
+from headrace.execution import Execution, RunLimits
+from headrace.ports import AgentFactory, Lease, RunLog, RunQueue
+from headrace.telemetry import Telemetry
+
+logger = structlog.get_logger("headrace.worker")
+
+_RETRY_SECONDS = 1.0
+
+
+class Worker:
+    def __init__(
+        self,
+        log: RunLog,
+        queue: RunQueue,
+        agents: Mapping[str, AgentFactory],
+        *,
+        telemetry: Telemetry,
+        max_runs: int = 1000,
+        limits: RunLimits | None = None,
+    ) -> None:
+        self.id = f"worker-{secrets.token_hex(4)}"
+        self._log = log
+        self._queue = queue
+        self._agents = agents
+        self._telemetry = telemetry
+        self._limits = limits or RunLimits()
+        self._slots = asyncio.Semaphore(max_runs)
+        self._executions: dict[str, Execution] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        loops = (self._claim_runs, self._keep_leases, self._pass_cancels_on)
+        self._tasks = [asyncio.create_task(loop(), name=f"{self.id} {loop.__name__}") for loop in loops]
+
+    async def stop(self, grace: float = 0.0) -> None:
+        """Claim no more, give the runs `grace` seconds to end, then hand the rest back to the queue."""
+        claiming, *others = self._tasks
+        await _end(claiming)
+        if self._executions and grace > 0:
+            await asyncio.wait(self._all_done(), timeout=grace)
+        for execution in list(self._executions.values()):
+            execution.stop()
+        if self._executions:
+            await asyncio.wait(self._all_done(), timeout=self._limits.cancel_grace)
+        for task in others:
+            await _end(task)
+
+    @property
+    def running(self) -> int:
+        return len(self._executions)
+
+    async def _claim_runs(self) -> None:
+        while True:
+            await self._slots.acquire()
+            try:
+                lease = await self._queue.claim(self.id)
+            except HeadraceError as error:
+                self._slots.release()
+                logger.error("cannot claim runs", reason=error.code)
+                await asyncio.sleep(_RETRY_SECONDS)
+            except BaseException:
+                self._slots.release()
+                raise
+            else:
+                self._execute(lease)
+
+    def _execute(self, lease: Lease) -> None:
+        execution = Execution(
+            self._log,
+            lease,
+            self._agents,
+            limits=self._limits,
+            telemetry=self._telemetry,
+            release=lambda lease: asyncio.ensure_future(self._queue.release(lease)),
+        )
+        self._executions[lease.run_id] = execution
+        execution.done.add_done_callback(lambda _: self._executed(execution))
+
+    def _executed(self, execution: Execution) -> None:
+        self._slots.release()
+        if self._executions.get(execution.lease.run_id) is execution:
+            del self._executions[execution.lease.run_id]
+
+    async def _keep_leases(self) -> None:
+        """Renew at a third of the lease; what is lost, or cannot be confirmed for a whole lease, is stopped."""
+        loop = asyncio.get_running_loop()
+        confirmed = loop.time()
+        while True:
+            await asyncio.sleep(self._queue.lease_seconds / 3)
+            leases = [execution.lease for execution in self._executions.values()]
+            try:
+                async with asyncio.timeout(self._queue.lease_seconds / 3):
+                    lost = await self._queue.renew(leases)
+                confirmed = loop.time()
+            except (TimeoutError, HeadraceError):
+                lost = leases if loop.time() - confirmed > self._queue.lease_seconds * 2 / 3 else []
+            for lease in lost:
+                execution = self._executions.get(lease.run_id)
+                if execution is not None and execution.lease == lease:
+                    execution.lose(Fenced())
+
+    async def _pass_cancels_on(self) -> None:
+        async for run_id in self._queue.cancellations(self.id):
+            execution = self._executions.get(run_id)
+            if execution is not None:
+                execution.cancel((await self._log.head(run_id)).cancel_by or "unknown")
+
+    def _all_done(self) -> list["asyncio.Future[None]"]:
+        return [execution.done for execution in self._executions.values()]
+
+
+async def _end(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.wait([task])
