@@ -26,7 +26,7 @@ WRONG_IMPORTS = [
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
     """The contracts over the `headrace` in `folder`, else over the installed one."""
-    command = [LINT_IMPORTS, "--no-logo", "--no-cache", "--config", ROOT / "pyproject.toml"]
+    command = [str(LINT_IMPORTS), "--no-logo", "--no-cache", "--config", str(ROOT / "pyproject.toml")]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
 
 
