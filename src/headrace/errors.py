@@ -8,6 +8,8 @@
     │   ├── DuplicateKey                 400 body.duplicate_key
     │   ├── BodyTooLarge                 413 body.too_large
     │   ├── RequestTimeout               408 request.timeout
+    │   ├── URITooLong                   414 request.uri_too_long
+    │   ├── HeadersTooLarge              431 request.headers_too_large
     │   ├── UnsupportedMediaType         415 body.unsupported_media_type
     │   ├── InvalidField                 422 field.invalid
     │   ├── ForbiddenField               422 field.forbidden
@@ -128,6 +130,16 @@ class RequestTimeout(RequestError):
     status, code = 408, "request.timeout"
     detail = "The request did not arrive in time."
     retryable = True
+
+
+class URITooLong(RequestError):
+    status, code = 414, "request.uri_too_long"
+    detail = "The path with its query is longer than 8,000 bytes."
+
+
+class HeadersTooLarge(RequestError):
+    status, code = 431, "request.headers_too_large"
+    detail = "The headers are more than 128, or larger than 64 KiB."
 
 
 class UnsupportedMediaType(RequestError):
