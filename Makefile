@@ -34,7 +34,7 @@ docs: .venv/.run ## Rewrite the generated tables of docs/reference from the code
 	$(PY) scripts/reference.py
 
 bench: .venv/.test .venv/.system ## Measure against the relays in bench/ and print a table
-	$(PY) -m bench $(ARGS)
+	$(PY) bench/run.py $(ARGS)
 
 torture: .venv/.test ## The fault tests at their full numbers
 	HEADRACE_TORTURE=1 $(PYTEST) --timeout 0 tests/faults $(ARGS)
