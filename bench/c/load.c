@@ -6,7 +6,7 @@
  * With a body it POSTs, without it GETs. A stream is `ok` when it ended with an `end` frame, an `error` when its status
  * is not 200, it has an `error` frame or the time is up, and `cut` when it ended in any other way.
  *
- * Prints {"ready": N} once every stream of the first round has its first frame, and at the end one line of JSON.
+ * Prints {"ready": N} once every stream of the first round has its response head, and at the end one line of JSON.
  * `tokens` counts the upstream's token texts, `frames` the frames that carry them (a server may join some). */
 #include "wire.h"
 #include <getopt.h>
@@ -62,7 +62,6 @@ static void on_body_line(void *owner, const char *line, size_t n) {
     if (holds(line, n, "\"token\"")) token_frame(s, line, n);
     else if (holds(line, n, "\"end\"")) s->outcome = OK;
     else if (holds(line, n, "\"error\"")) s->outcome = ERROR;
-    set_ready(s);
 }
 
 /* --- streams ---------------------------------------------------------------------------------------------------- */
@@ -107,6 +106,7 @@ static void stream_read(struct stream *s) {
     if (n > 0) {
         bytes_read += n;
         reader_feed(&s->reader, bytes, (size_t)n, on_body_line, s);
+        if (s->reader.state != HEAD) set_ready(s);
     }
     if (n <= 0 || s->reader.state == DONE) stream_close(s);
 }

@@ -5,6 +5,7 @@
  *
  * With `fsync` nothing is passed on before the file is on the disk: one fdatasync for all events of one round of the
  * loop. One thread, no back pressure: what a slow client does not take is kept in memory. */
+#define REQUEST_SIZE 2048
 #include "wire.h"
 #include <sys/uio.h>
 
@@ -190,9 +191,10 @@ static void ask_upstream(struct stream *s, const char *message, int message_size
 /* --- clients ---------------------------------------------------------------------------------------------------- */
 
 static void start_stream(struct stream *s, const char *body, const char *end) {
-    static const char field[] = "\"message\":\"";
+    static const char field[] = "\"message\"";
     const char *message = strstr(body, field);
-    message = message ? message + sizeof field - 1 : end;
+    message = message ? strchr(message + sizeof field - 1, '"') : NULL;
+    message = message && message < end ? message + 1 : end;
     const char *message_end = string_end(message, end);
     char text[256];
     s->id = ++serial;

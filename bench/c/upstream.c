@@ -3,7 +3,7 @@
  *
  *   upstream PORT [MODEL]
  *
- * What it answers stands in the request's model name (MODEL where that says nothing):
+ * What it answers stands in the request, in the model's name or in a message (MODEL where both say nothing):
  *   bench?count=300      tokens, each the text " token"
  *         &pace_us=20000 microseconds between tokens, on an absolute schedule; 0: as fast as the reader takes them
  *         &gate=1        no token before `POST /gate`

@@ -21,6 +21,9 @@
 #include <unistd.h>
 
 #define READ_SIZE 65536
+#ifndef REQUEST_SIZE
+#define REQUEST_SIZE 16384 /* of the largest request that is taken, head and body */
+#endif
 
 static inline void die(const char *what) {
     perror(what);
@@ -189,7 +192,7 @@ static inline void reader_feed(struct reader *r, const char *at, size_t n, on_li
 
 struct request {
     size_t used;
-    char bytes[16384];
+    char bytes[REQUEST_SIZE];
 };
 
 /* Length of the whole request (head and body) at the start of the buffer, 0 while it is not all there. */
@@ -204,7 +207,7 @@ static inline size_t request_length(struct request *q, char **body) {
     return length <= q->used ? length : 0;
 }
 
-/* 1: read something. 0: nothing there now. -1: the connection is over, or the request is too large for a bench. */
+/* 1: read something. 0: nothing there now. -1: the connection is over, or the request is too large. */
 static inline int request_read(struct request *q, int fd) {
     ssize_t n = recv(fd, q->bytes + q->used, sizeof q->bytes - 1 - q->used, 0);
     if (n < 0) return errno == EAGAIN ? 0 : -1;

@@ -1,0 +1,53 @@
+"""The figures of a run as rows of text."""
+
+from collections.abc import Iterator
+
+from claims import NOT_MEASURED, number
+from scenarios import Results
+from servers import COMMANDS, RELAY
+
+HEADINGS = (
+    "server",
+    "CPU per token event, µs",
+    "by C relay",
+    "first token p50 / p99, ms",
+    "unpaced tokens/s",
+    "slowest by median",
+    "CPU per token and follower, µs",
+    "KiB per idle stream",
+    "failed",
+)
+
+
+def rows(results: Results) -> Iterator[tuple[str, ...]]:
+    measured = (results.cost, results.first_token, results.throughput, results.fanout, results.memory)
+    for name in COMMANDS:
+        if any(name in figures for figures in measured):
+            yield row(name, results)
+
+
+def row(name: str, results: Results) -> tuple[str, ...]:
+    cost, first = results.cost.get(name), results.first_token.get(name)
+    through, fanout, memory = results.throughput.get(name), results.fanout.get(name), results.memory.get(name)
+    reference = results.cost.get(RELAY)
+    failed = sum(each.failed for each in (cost, first, through, fanout, memory) if each is not None)
+    return (
+        name,
+        number(cost.cpu_us) if cost else NOT_MEASURED,
+        f"{number(cost.cpu_us / reference.cpu_us)}×" if cost and reference else NOT_MEASURED,
+        f"{number(first.p50_ms)} / {number(first.p99_ms)}" if first else NOT_MEASURED,
+        number(through.tokens_per_second) if through else NOT_MEASURED,
+        f"{number(through.slowest_to_median)}×" if through else NOT_MEASURED,
+        number(fanout.cpu_us) if fanout else NOT_MEASURED,
+        number(memory.kib_per_stream) if memory else NOT_MEASURED,
+        str(failed),
+    )
+
+
+def joined(results: Results) -> Iterator[str]:
+    """Servers that put several tokens into one frame: a token then costs less than a frame."""
+    paced = [(name, "at 50 tokens/s", figure.tokens_per_frame) for name, figure in results.cost.items()]
+    unpaced = [(name, "unpaced", figure.tokens_per_frame) for name, figure in results.throughput.items()]
+    for name, load, tokens in paced + unpaced:
+        if tokens > 1.005:
+            yield f"{name}, {load}: {number(tokens)} tokens per frame"
