@@ -19,7 +19,7 @@ class Answer:
     def __init__(self, key: str | None = None) -> None:
         """`key` is kept out of every cause."""
         self.done = False
-        """`[DONE]` was seen."""
+        """`[DONE]`, or the end of the body, was seen."""
         self.reason: str | None = None
         """Of the first finish."""
         self.failure: ModelError | None = None

@@ -87,14 +87,13 @@ class Reply:
                 self._idle = None
             if events:
                 return events
-            if not chunk:
-                break
         return []
 
     def _last(self) -> list[ModelEvent]:
         """The events in what is left at the end of the body. A torn event is a cut, a torn document garbage."""
         rest = self._payloads.rest()
         events = self._answer.take([rest]) if rest is not None else []
+        self._answer.done = True
         if self._answer.failure is not None and not self._payloads.plain and not events:
             self._answer.failure = ModelCut()
         return events
