@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from claims import claims
 from figures import HEADINGS, joined, rows
 from scenarios import Results
-from servers import RELAY_FSYNC
 
 
 def page(results: Results) -> str:
@@ -18,11 +17,13 @@ def page(results: Results) -> str:
             [(each.what, each.bound, each.value, each.verdict) for each in claims(results)],
         ),
         figures=markdown(HEADINGS, list(rows(results))),
-        joined="".join(f"- {line}\n" for line in joined(results)) or "- No server joined tokens.\n",
-        problems="".join(f"- {each.scenario}, {each.server}: {each.what}\n" for each in results.problems)
-        or "- Everything was measured.\n",
-        fsync=RELAY_FSYNC,
+        joined=bullets(list(joined(results))),
+        problems=bullets([f"{each.scenario}, {each.server}: {each.what}" for each in results.problems]),
     )
+
+
+def bullets(lines: Sequence[str]) -> str:
+    return "".join(f"- {line}\n" for line in lines or ("none",))
 
 
 def markdown(headings: Sequence[str], lines: Sequence[tuple[str, ...]]) -> str:
@@ -50,24 +51,30 @@ on the other. What counts are the ratios; the absolute figures are those of a sm
 
 ## How it is measured
 
-- **CPU per token event**: user and system time of all threads of the server, from the process's CPU clock, by the
-  tokens that reached clients, while 100 streams run at 50 tokens/s. Opening the streams is part of it.
-- **First token**: from the client's connect to its first token, under that load, with a new stream each second for
-  each of the 100. The provider sends the first token at once.
-- **Unpaced**: 1,000 streams opened together, the provider as fast as it is read.
-- **Per follower**: 1,000 connections follow one run at 50 tokens/s; counted from when all are there.
-- **Idle stream**: resident memory over 1,000 runs that wait for their first token, each with one follower and one
-  upstream connection.
-- Each turn is a new process, warmed up with 20 short streams. A turn in which a token is missing is no figure.
-- **C relay**: one thread, epoll; each event is written to one segment file before it is passed on. `{fsync}` also waits
-  for the disk (`fdatasync`) once per round of its loop, which is what Headrace's sqlite engine promises.
-- **Bare ASGI relay**: uvicorn, uvloop, httptools, aiohttp and msgspec as in Headrace, without a log.
-- **By hand**: FastAPI's server-sent events, the openai SDK, and one SQLAlchemy ORM commit per event to SQLite (WAL).
-- **Raw protocol**: an asyncio protocol on uvloop that writes one shared frame to all its connections.
+- **µs/token**: user and system time of all threads of the server, from the process's CPU clock, by the tokens that
+  reached clients, while 100 streams run at 50 tokens/s. Opening the streams is part of it. **by C**: by the C relay's.
+- **first**: median and 99th percentile from the client's connect to its first token under that load, with each stream
+  followed by a new one after a second. The provider sends the first token at once.
+- **tokens/s**: 1,000 streams opened together, the provider as fast as it is read. **slowest**: the longest stream by
+  the median one.
+- **µs/follower**: CPU per token and follower, 1,000 connections on one run at 50 tokens/s, from when all are there.
+- **KiB/idle**: resident memory by 1,000 runs that wait for their first token, each with one follower and one upstream
+  connection.
+- **failed**: streams with an error, cut, or late, over all loads. A turn in which a token is missing is no figure.
+
+Each turn is a new process, warmed up with 20 short streams. The servers take turns, and a figure is their median.
+
+| server | what it is |
+| --- | --- |
+| C relay | one thread and epoll; each event is written to one segment file before it is passed on |
+| C relay, fsync | the same with one `fdatasync` per round of its loop before anything is passed on, as sqlite promises |
+| ASGI relay, no log | uvicorn, uvloop, httptools, aiohttp and msgspec as in Headrace, and nothing else |
+| by hand | FastAPI's server-sent events, the openai SDK, one SQLAlchemy ORM commit per event to SQLite in WAL mode |
+| raw protocol | an asyncio protocol on uvloop that writes one shared frame to all its connections |
 
 Tokens joined into one frame (a token counts once, however many share a frame):
 
 {joined}
-Not measured in this run:
+Not measured:
 
 {problems}"""

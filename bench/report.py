@@ -33,7 +33,7 @@ def show(results: Results, console: Console) -> None:
 def table(headings: Iterable[str], lines: Iterable[tuple[str, ...]]) -> Table:
     made = Table()
     for position, heading in enumerate(headings):
-        made.add_column(heading, justify="right" if position else "left")
+        made.add_column(heading, justify="right" if position else "left", no_wrap=True)
     for line in lines:
         made.add_row(*line)
     return made

@@ -61,15 +61,13 @@ def python(program: str, *arguments: str | Path) -> list[str | Path]:
 
 
 COMMANDS: dict[str, Callable[[Place], list[str | Path]]] = {
-    "C relay, segment file": relay,
-    "C relay, segment file, fsync": lambda place: relay(place, "fsync"),
-    "bare ASGI relay, no log": lambda place: python("asgi_relay.py", str(place.port), place.url, "bench"),
+    "C relay": relay,
+    "C relay, fsync": lambda place: relay(place, "fsync"),
+    "ASGI relay, no log": lambda place: python("asgi_relay.py", str(place.port), place.url, "bench"),
     "Headrace, memory": lambda place: headrace(place, "memory"),
     "Headrace, sqlite": lambda place: headrace(place, "sqlite"),
-    "by hand: FastAPI SSE, openai, ORM": lambda place: python(
-        "handwritten.py", str(place.port), place.url, "bench", place.data
-    ),
-    "raw protocol, one frame": lambda place: python("raw_fanout.py", str(place.port)),
+    "by hand": lambda place: python("handwritten.py", str(place.port), place.url, "bench", place.data),
+    "raw protocol": lambda place: python("raw_fanout.py", str(place.port)),
 }
 RELAY, RELAY_FSYNC, ASGI, MEMORY, SQLITE, HANDWRITTEN, RAW_FANOUT = COMMANDS
 
