@@ -1,0 +1,76 @@
+"""`POST /api/agent/chat`: a chat answer, streamed or whole."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Annotated, TypeVar
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import JSONResponse, Response
+
+from headrace.errors import Draining, StreamDisabled
+from headrace.events import ErrorInfo, RunCompleted, RunFailed
+from headrace.ports import Idempotency
+from headrace.protocols.agent_chat import CANCELLED, ChatRequest, answer
+from headrace.server import accept
+from headrace.server.endpoints.parameters import Caller, Door, OnDisconnect, idempotency
+from headrace.server.follow import events_path, follow
+from headrace.server.framing import SSE
+from headrace.server.problem import failed_run_response
+from headrace.server.strict_request import StrictRoute
+
+T = TypeVar("T")
+
+router = APIRouter(route_class=StrictRoute, tags=["chat"])
+
+
+@router.post("/api/agent/chat", summary="Ask an agent")
+async def chat(
+    request: Request,
+    body: ChatRequest,
+    principal: Caller,
+    services: Door,
+    idempotency: Annotated[Idempotency | None, Depends(idempotency)],
+    stream: bool = False,
+    on_disconnect: OnDisconnect = "detach",
+) -> Response:
+    accept.choose(request.headers.get("accept"), ["text/event-stream" if stream else "application/json"])
+    if stream and not services.stream_enabled:
+        raise StreamDisabled
+    if services.open_streams.draining:
+        raise Draining(retry_after=1)
+    created = await services.runs.start(principal, body.command(), idempotency)
+    head, protocol = created.head, services.protocols["agent_chat"]
+
+    async def cancel() -> None:
+        await services.runs.cancel(principal, head.run.id, by="disconnect")
+
+    leave = cancel if on_disconnect == "cancel" else None
+    if stream:
+        return follow(services, principal, head, protocol, SSE, on_disconnect=leave)
+    terminal = await unless_client_leaves(request, services.runs.result(head))
+    if terminal is None:
+        if leave is not None:
+            await leave()
+        return Response(status_code=499)
+    if isinstance(terminal, RunCompleted):
+        headers = {"X-Run-Id": head.run.id, "Location": events_path(head, protocol)}
+        return JSONResponse(answer(head.run, terminal), headers=headers)
+    error: ErrorInfo = terminal.error if isinstance(terminal, RunFailed) else CANCELLED
+    return failed_run_response(error, head.run.id)
+
+
+async def unless_client_leaves(request: Request, work: Awaitable[T]) -> T | None:
+    """The result, or None where the client went away first. The request's body must have been read."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,75 @@
+"""What several routes take: the caller, a position, an idempotency key, a filter."""
+
+import hashlib
+from typing import Annotated, Literal
+
+from fastapi import Depends, Query, Request
+
+from headrace.errors import AmbiguousPosition, InvalidField, InvalidIdempotencyKey
+from headrace.events import KINDS
+from headrace.identity import Principal
+from headrace.ports import Idempotency
+from headrace.position import Position
+from headrace.server.services import Services
+
+
+def services_of(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+async def caller(request: Request) -> Principal:
+    """The verified asker, within their limit of requests. A one-time `ticket` serves where headers cannot be sent."""
+    services = services_of(request)
+    principal = services.authenticator.authenticate(
+        request.scope["headers"],
+        ticket=request.query_params.get("ticket"),
+        client=request.client.host if request.client else None,
+    )
+    request.state.principal = principal
+    services.limits.request(principal)
+    return principal
+
+
+async def position(request: Request, after: str | None = None) -> Position | None:
+    """Where to go on, from `after` or the Last-Event-ID header; `-1` and nothing mean from the start."""
+    last_event_id = request.headers.get("last-event-id")
+    if after and last_event_id and after != last_event_id:
+        raise AmbiguousPosition
+    text = after or last_event_id
+    return None if not text or text == "-1" else Position.parse(text)
+
+
+async def event_kinds(
+    kinds: Annotated[str | None, Query(description="Only these kinds, separated by commas.")] = None,
+) -> frozenset[str] | None:
+    if kinds is None:
+        return None
+    wanted = frozenset(kinds.split(","))
+    if unknown := wanted - KINDS.keys():
+        detail = (
+            f"unknown kinds: {', '.join(sorted(unknown))[:200]}" if all(map(str.isprintable, unknown)) else "unknown"
+        )
+        raise InvalidField(errors=[{"parameter": "kinds", "detail": detail}])
+    return wanted
+
+
+async def idempotency(request: Request) -> Idempotency | None:
+    """The key with a digest of what is asked. Call it after the body was read."""
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
+        raise InvalidIdempotencyKey
+    asked = b"\n".join([request.method.encode(), request.url.path.encode(), await request.body()])
+    return Idempotency(key, hashlib.sha256(asked).hexdigest())
+
+
+Caller = Annotated[Principal, Depends(caller)]
+After = Annotated[Position | None, Depends(position)]
+Kinds = Annotated[frozenset[str] | None, Depends(event_kinds)]
+Door = Annotated[Services, Depends(services_of)]
+OnDisconnect = Annotated[
+    Literal["detach", "cancel"],
+    Query(description="What a client that goes away does to the run it started: nothing, or cancel it."),
+]

@@ -1,0 +1,181 @@
+"""`/api/runs`: start, look at, list, follow, cancel and delete runs, in the log's own words."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path, Query, Request
+from starlette.responses import JSONResponse, Response
+
+from headrace.errors import Draining, InvalidField, InvalidPosition
+from headrace.ports import Head, Idempotency, RunState
+from headrace.position import Position
+from headrace.protocols.native import StartRun
+from headrace.protocols.payload import to_json
+from headrace.server import accept
+from headrace.server.endpoints.parameters import After, Caller, Door, Kinds, OnDisconnect, idempotency
+from headrace.server.follow import follow
+from headrace.server.framing import NDJSON, SSE, BlockEncoder
+from headrace.server.services import Services
+from headrace.server.strict_request import StrictRoute
+
+router = APIRouter(prefix="/api/runs", route_class=StrictRoute, tags=["runs"])
+
+RunId = Annotated[str, Path(max_length=128)]
+
+
+@router.post("", status_code=201, summary="Start a run")
+async def start(
+    request: Request,
+    body: StartRun,
+    principal: Caller,
+    services: Door,
+    idempotency: Annotated[Idempotency | None, Depends(idempotency)],
+    on_disconnect: OnDisconnect = "detach",
+) -> Response:
+    """With `Accept: text/event-stream` or `application/x-ndjson` the reply is the run's stream of events."""
+    offered = ["application/json", "text/event-stream", "application/x-ndjson"]
+    media_type = accept.choose(request.headers.get("accept"), offered)
+    if services.open_streams.draining:
+        raise Draining(retry_after=1)
+    created = await services.runs.start(principal, body.command(), idempotency)
+    head, protocol = created.head, services.protocols["native"]
+    if media_type == "application/json":
+        headers = {"Location": f"/api/runs/{head.run.id}", "X-Run-Id": head.run.id}
+        return JSONResponse(describe(head), 201 if created.new else 200, headers)
+
+    async def cancel() -> None:
+        await services.runs.cancel(principal, head.run.id, by="disconnect")
+
+    framing = SSE if media_type == "text/event-stream" else NDJSON
+    leave = cancel if on_disconnect == "cancel" else None
+    return follow(services, principal, head, protocol, framing, on_disconnect=leave)
+
+
+@router.get("", summary="List your runs")
+async def list_runs(
+    principal: Caller,
+    services: Door,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    before: Annotated[str | None, Query(max_length=128, description="A run id: the page after it.")] = None,
+    state: RunState | None = None,
+) -> Response:
+    heads = await services.runs.list(principal, limit=limit + 1, before=before, state=state)
+    page = heads[:limit]
+    following = page[-1].run.id if len(heads) > limit else None
+    return JSONResponse({"runs": [describe(head) for head in page], "next": following})
+
+
+@router.get("/{run_id}", summary="Look at a run")
+async def look(run_id: RunId, principal: Caller, services: Door) -> Response:
+    return JSONResponse(describe(await services.runs.get(principal, run_id)))
+
+
+@router.get("/{run_id}/events", summary="Read or follow a run's events")
+async def events(
+    request: Request,
+    run_id: RunId,
+    principal: Caller,
+    services: Door,
+    after: After,
+    kinds: Kinds,
+    view: Annotated[str, Query(max_length=64, description="Any protocol's name.")] = "native",
+    limit: Annotated[int, Query(ge=1, le=1000, description="Events of a JSON page.")] = 100,
+) -> Response:
+    """SSE or NDJSON follow the run to its end; JSON gives one page of what there is."""
+    offered = ["text/event-stream", "application/x-ndjson", "application/json"]
+    media_type = accept.choose(request.headers.get("accept"), offered)
+    protocol = services.protocols.get(view)
+    if protocol is None:
+        detail = f"one of {', '.join(sorted(services.protocols))}"
+        raise InvalidField(errors=[{"parameter": "view", "detail": detail}])
+    head = await services.runs.get(principal, run_id)
+    await _check_frame(services, head, view, after)
+    if media_type == "application/json":
+        return await _page(services, head, view, after, kinds, limit)
+    stream = follow(
+        services,
+        principal,
+        head,
+        protocol,
+        SSE if media_type == "text/event-stream" else NDJSON,
+        after=after,
+        kinds=kinds,
+    )
+    if media_type == "text/event-stream" and head.closed and after == Position(head.run.epoch, head.offset):
+        return Response(status_code=204)  # tells an EventSource to stop coming back
+    return stream
+
+
+@router.post("/{run_id}/cancel", status_code=202, summary="Cancel a run")
+async def cancel(run_id: RunId, principal: Caller, services: Door) -> Response:
+    """202 for the first request, 200 once it was asked for before or the run has ended."""
+    outcome = await services.runs.cancel(principal, run_id)
+    head = await services.runs.get(principal, run_id)
+    return JSONResponse(describe(head), 202 if outcome == "requested" else 200)
+
+
+@router.delete("/{run_id}", status_code=204, summary="Delete a run that has ended")
+async def delete(run_id: RunId, principal: Caller, services: Door) -> Response:
+    await services.runs.delete(principal, run_id)
+    return Response(status_code=204)
+
+
+def describe(head: Head) -> dict[str, Any]:
+    run = head.run
+    return {
+        "id": run.id,
+        "agent": run.agent,
+        "state": head.state,
+        "created": run.created,
+        "ended": head.ended,
+        "position": str(Position(run.epoch, head.offset)),
+        "first_available": str(Position(run.epoch, head.first - 1)),
+        "events": f"/api/runs/{run.id}/events",
+        "input": run.input,
+        "conversation_id": run.conversation_id,
+        "parent_run_id": run.parent_run_id,
+        "attempt": head.attempt,
+        "cancel_requested": head.cancel_by is not None,
+    }
+
+
+async def _page(
+    services: Services, head: Head, view: str, after: Position | None, kinds: frozenset[str] | None, limit: int
+) -> Response:
+    """Up to `limit` frames, in a list; `next` is where the following page starts."""
+    protocol = services.protocols[view]
+    encoder = BlockEncoder(protocol, head.run, NDJSON, after=after, kinds=kinds)
+    lines: list[bytes] = []
+    upto = after or Position(head.run.epoch, 0)
+    async for blocks in services.runs.follow(head, after if protocol.stateless else None, live=False):
+        for block in blocks:
+            lines += encoder(block).splitlines()
+            upto = max(upto, Position(head.run.epoch, block.last))
+        if len(lines) >= limit:
+            break
+    page = lines[:limit]
+    following = _line_position(page[-1]) if len(lines) > limit else str(upto)
+    fields = (
+        b",".join(page),
+        to_json(following),
+        to_json(head.closed and len(lines) <= limit and upto.offset == head.offset),
+    )
+    return Response(b'{"events":[%b],"next":%b,"end":%b}' % fields, media_type="application/json")
+
+
+def _line_position(line: bytes) -> str:
+    return line[len(b'{"id":"') :].split(b'"', 1)[0].decode()
+
+
+async def _check_frame(services: Services, head: Head, view: str, after: Position | None) -> None:
+    """A position inside an event must be one that this view gives out."""
+    if after is None or not after.frame:
+        return
+    whole = Position(after.epoch, after.offset)
+    fold = BlockEncoder(services.protocols[view], head.run, NDJSON)
+    async for blocks in services.runs.follow(head, whole, live=False):
+        event = blocks[0]
+        frames = fold.view.frames(event.first, event.events[0], event.encoded[0])
+        if after.frame < len(frames):
+            return
+        break
+    raise InvalidPosition

@@ -1,0 +1,55 @@
+"""Follow one run over HTTP, in a view and a framing."""
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from starlette.responses import Response
+
+from headrace.errors import HeadraceError
+from headrace.identity import Principal
+from headrace.ports import Block, Head, WireProtocol
+from headrace.position import Position
+from headrace.server.framing import BlockEncoder, Framing
+from headrace.server.services import Services
+from headrace.server.stream import EventStream
+
+
+def follow(
+    services: Services,
+    principal: Principal,
+    head: Head,
+    protocol: WireProtocol,
+    framing: Framing,
+    *,
+    after: Position | None = None,
+    kinds: frozenset[str] | None = None,
+    headers: Mapping[str, str] | None = None,
+    on_disconnect: Callable[[], Awaitable[object]] | None = None,
+) -> Response:
+    """Raises for a position that cannot be served, before anything is sent."""
+    encoder = BlockEncoder(protocol, head.run, framing, after=after, kinds=kinds)
+    start = after if protocol.stateless else None
+    source = services.runs.follow(head, start, live=True)
+    services.telemetry.resumes += after is not None
+    services.telemetry.replays += head.closed
+
+    def show_error(error: HeadraceError) -> bytes:
+        return encoder.view.error(error.info())
+
+    return EventStream[Block](
+        source,
+        encoder,
+        framing,
+        principal=principal,
+        open_streams=services.open_streams,
+        limits=services.limits,
+        telemetry=services.telemetry,
+        show_error=show_error,
+        headers={"X-Run-Id": head.run.id, "Location": events_path(head, protocol), **(headers or {})},
+        on_disconnect=on_disconnect,
+    )
+
+
+def events_path(head: Head, protocol: WireProtocol) -> str:
+    """Where the run can be followed in the same view again."""
+    view = "" if protocol.name == "native" else f"?view={protocol.name}"
+    return f"/api/runs/{head.run.id}/events{view}"

@@ -1,0 +1,126 @@
+"""How payloads are put into a byte stream: Server-Sent Events, or newline-delimited JSON.
+
+SSE is written one way only, because each deviation breaks a real client (`docs/protocols/sse.md`): LF, `data: ` with
+one space, one line of JSON, `id:` and `data:` in one frame.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from headrace.events import kind_of
+from headrace.ports import Block, Run, WireProtocol
+from headrace.position import Position
+
+
+class Framing(Protocol):
+    media_type: str
+    ping: bytes
+    """Shows that the connection is alive, and is no event."""
+    goodbye: bytes
+    """Sent before an orderly end that is not the end of the run."""
+
+    def frame(self, position: bytes, payload: bytes) -> bytes: ...
+
+    def bare(self, payload: bytes) -> bytes:
+        """A payload without a position, such as an error that is not in the log."""
+
+    def opening(self, retry_ms: int) -> bytes:
+        """What goes in front of the first frame of a connection: when to come back if it is cut."""
+
+
+class ServerSentEvents:
+    media_type = "text/event-stream; charset=utf-8"
+    ping = b": ping\n\n"
+    goodbye = b": the server restarts; reconnect with Last-Event-ID\n\n"
+
+    def frame(self, position: bytes, payload: bytes) -> bytes:
+        return b"id: %b\ndata: %b\n\n" % (position, payload)
+
+    def bare(self, payload: bytes) -> bytes:
+        return b"data: %b\n\n" % payload
+
+    def opening(self, retry_ms: int) -> bytes:
+        return b"retry: %d\n" % retry_ms
+
+
+class NewlineDelimitedJSON:
+    """Each line `{"id": position, "data": payload}`, the same two as in SSE; an empty line is a ping."""
+
+    media_type = "application/x-ndjson"
+    ping = b"\n"
+    goodbye = b"\n"
+
+    def frame(self, position: bytes, payload: bytes) -> bytes:
+        return b'{"id":"%b","data":%b}\n' % (position, payload)
+
+    def bare(self, payload: bytes) -> bytes:
+        return b'{"data":%b}\n' % payload
+
+    def opening(self, retry_ms: int) -> bytes:
+        return b""
+
+
+SSE: Framing = ServerSentEvents()
+NDJSON: Framing = NewlineDelimitedJSON()
+
+
+class BlockEncoder:
+    """One run in one view, framing and filter: blocks to bytes.
+
+    Where the view is stateless the bytes are kept on the block, so they are made once for all readers. Otherwise the
+    view is folded from event 1, and what lies at or before `after` is not sent again.
+    """
+
+    def __init__(
+        self,
+        protocol: WireProtocol,
+        run: Run,
+        framing: Framing,
+        *,
+        after: Position | None = None,
+        kinds: frozenset[str] | None = None,
+    ) -> None:
+        self.framing = framing
+        self.view = protocol.view(run)
+        self._epoch = run.epoch.encode()
+        self._kinds = kinds
+        self._after = after or Position(run.epoch, 0)
+        self._partly_sent = self._after.offset + (self._after.frame > 0)
+        """Events up to this offset were sent before, the last of them maybe in part."""
+        self._cache_key = (protocol.name, framing.media_type, kinds) if protocol.stateless else None
+
+    def __call__(self, block: Block) -> bytes:
+        if self._cache_key is None or block.first <= self._partly_sent:
+            return self._encode(block)
+        encoded = block.views.get(self._cache_key)
+        if encoded is None:
+            encoded = block.views[self._cache_key] = self._encode(block)
+        return encoded
+
+    def _encode(self, block: Block) -> bytes:
+        parts: list[bytes] = []
+        for offset, (event, encoded) in enumerate(zip(block.events, block.encoded, strict=True), block.first):
+            payloads = self.view.frames(offset, event, encoded)
+            if not payloads or (self._kinds is not None and kind_of(event) not in self._kinds):
+                continue
+            if len(payloads) == 1 and offset > self._partly_sent:
+                parts.append(self.framing.frame(b"%b-%d" % (self._epoch, offset), payloads[0]))
+            else:
+                parts += self._several(offset, payloads)
+        return b"".join(parts)
+
+    def _several(self, offset: int, payloads: Sequence[bytes]) -> list[bytes]:
+        """Frames of an event that has more than one, or of one that was sent before."""
+        if offset <= self._after.offset:
+            return []
+        sent = self._after.frame if offset == self._partly_sent else 0
+        return [
+            self.framing.frame(self._position(offset, number, len(payloads)), payload)
+            for number, payload in enumerate(payloads, 1)
+            if number > sent
+        ]
+
+    def _position(self, offset: int, number: int, count: int) -> bytes:
+        if number == count:
+            return b"%b-%d" % (self._epoch, offset)
+        return b"%b-%d.%d" % (self._epoch, offset, number)

@@ -1,0 +1,30 @@
+"""What the endpoints work with; put together by `bootstrap`."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from headrace.limits import Limiter
+from headrace.ports import WireProtocol
+from headrace.runs import Runs
+from headrace.server.auth import Authenticator, Tickets
+from headrace.server.open_streams import OpenStreams
+from headrace.telemetry import Telemetry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    runs: Runs
+    protocols: Mapping[str, WireProtocol]
+    authenticator: Authenticator
+    tickets: Tickets
+    limits: Limiter
+    open_streams: OpenStreams
+    telemetry: Telemetry
+    ready: Callable[[], Awaitable[bool]]
+    """Whether runs can be taken and kept now."""
+    stream_enabled: bool = True
+    max_body_bytes: int = 1 << 20
+    allowed_origins: frozenset[str] = frozenset()
+    """Web origins, besides the server's own, whose pages may open sockets here."""
+    metrics_public: bool = True
+    """Whether `/metrics` answers callers without the `metrics` scope: on loopback only."""

@@ -1,0 +1,158 @@
+"""A response that follows a log until it ends, the client leaves, or the server stops.
+
+Pure ASGI: one task reads and writes, one watches for the client. No queue lies between the log and the socket: while a
+client does not read, `send` waits, and the cursor with it. The listener closes a connection whose writes stay blocked.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from headrace.errors import Draining, HeadraceError
+from headrace.identity import Principal
+from headrace.limits import Limiter
+from headrace.server.framing import Framing
+from headrace.server.open_streams import OpenStreams
+from headrace.server.problem import problem_response
+from headrace.telemetry import Telemetry
+
+T = TypeVar("T")
+
+PING_SECONDS = 15.0
+_WRITE_BYTES = 65_536
+
+
+class EventStream(Response, Generic[T]):
+    """`source` gives what was committed, `encode` makes it bytes; both are shared with no other stream but by value."""
+
+    def __init__(
+        self,
+        source: AsyncIterator[Sequence[T]],
+        encode: Callable[[T], bytes],
+        framing: Framing,
+        *,
+        principal: Principal,
+        open_streams: OpenStreams,
+        limits: Limiter,
+        telemetry: Telemetry,
+        show_error: Callable[[HeadraceError], bytes],
+        headers: Mapping[str, str],
+        on_disconnect: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
+        self.principal = principal
+        self.status_code = 200
+        self.background = None
+        self.body = b""
+        self._source = source
+        self._encode = encode
+        self._framing = framing
+        self._open_streams = open_streams
+        self._limits = limits
+        self._telemetry = telemetry
+        self._show_error = show_error
+        self._on_disconnect = on_disconnect
+        self._error: HeadraceError | None = None
+        self._gone = False
+        self._task: asyncio.Task[object] | None = None
+        self._sent_at = 0.0
+        self.init_headers(
+            {
+                "Content-Type": framing.media_type,
+                "Cache-Control": "no-cache, no-transform",
+                "X-Accel-Buffering": "no",
+                **headers,
+            }
+        )
+
+    def end(self, error: HeadraceError) -> None:
+        if self._error is None and self._task is not None:
+            self._error = error
+            self._task.cancel()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with self._limits.stream(self.principal), self._open_streams.hold(self):
+                await self._respond(receive, send)
+        except HeadraceError as error:  # nothing was sent yet: limits and drain come first
+            await problem_response(error)(scope, receive, send)
+        if self._gone:
+            self._telemetry.cuts += 1
+            if self._on_disconnect is not None:
+                await self._on_disconnect()
+
+    async def _respond(self, receive: Receive, send: Send) -> None:
+        self._task = asyncio.current_task()
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        watch = asyncio.create_task(self._watch(receive, send))
+        self._telemetry.open_streams["sse"] += 1
+        last = b""
+        try:
+            await self._pump(send)
+        except asyncio.CancelledError:
+            if self._error is None and not self._gone:
+                raise
+            assert self._task is not None
+            self._task.uncancel()
+            last = self._last_words()
+        except HeadraceError as error:
+            last = self._framing.bare(self._show_error(error))
+        finally:
+            self._telemetry.open_streams["sse"] -= 1
+            watch.cancel()
+        if not self._gone:
+            await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _pump(self, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        self._sent_at = loop.time()
+        opening = self._framing.opening(random.randint(1000, 3000))  # noqa: S311  spreads clients, guards nothing
+        async for items in self._source:
+            for body in self._writes(items):
+                await send({"type": "http.response.body", "body": opening + body, "more_body": True})
+                self._sent_at = loop.time()
+                opening = b""
+
+    def _writes(self, items: Sequence[T]) -> Sequence[bytes]:
+        """Whole frames, several to a write where the reader is behind."""
+        if len(items) == 1:
+            body = self._encode(items[0])
+            return (body,) if body else ()
+        writes: list[bytes] = []
+        parts: list[bytes] = []
+        size = 0
+        for item in items:
+            body = self._encode(item)
+            if size and size + len(body) > _WRITE_BYTES:
+                writes.append(b"".join(parts))
+                parts, size = [], 0
+            parts.append(body)
+            size += len(body)
+        if size:
+            writes.append(b"".join(parts))
+        return writes
+
+    async def _watch(self, receive: Receive, send: Send) -> None:
+        """Notice that the client left, and ping one that has heard nothing for a while."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                async with asyncio.timeout(PING_SECONDS):
+                    message = await receive()
+            except TimeoutError:
+                if loop.time() - self._sent_at >= PING_SECONDS / 2:
+                    await send({"type": "http.response.body", "body": self._framing.ping, "more_body": True})
+            else:
+                if message["type"] == "http.disconnect":
+                    self._gone = True
+                    assert self._task is not None
+                    self._task.cancel()
+                    return
+
+    def _last_words(self) -> bytes:
+        if self._error is None or isinstance(self._error, Draining):
+            return self._framing.goodbye
+        return self._framing.bare(self._show_error(self._error))

@@ -1,0 +1,99 @@
+"""Every setting, from environment variables. Read by `bootstrap` and `cli` only.
+
+`docs/reference/settings.md` lists them; a test holds the two together.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from headrace.errors import ConfigurationError
+
+
+class Settings(BaseSettings):
+    """Each is the environment variable HEADRACE_<NAME>; where another name is given, that one serves as well."""
+
+    model_config = SettingsConfigDict(env_prefix="HEADRACE_", extra="ignore", frozen=True, populate_by_name=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on. Beyond loopback it needs authentication.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    data: Path = Field(Path(".headrace"), description="Directory of the log, the keys and the document index.")
+    engine: Literal["sqlite", "memory"] = Field("sqlite", description="What keeps the logs.")
+    max_runs: int = Field(1000, ge=1, le=100_000, description="Runs that are worked on at the same time.")
+
+    model: str | None = Field(
+        None, description="Which model answers, such as `demo`, `openai:NAME` or a URL. Without it one is looked for."
+    )
+    discover: bool = Field(True, description="Look for a model server on loopback where no model is configured.")
+    documents: Path | None = Field(None, description="Folder that the demo model quotes; its default is our own docs.")
+    system_prompt: str = Field("", description="What the chat agent is told first.")
+    openai_api_key: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("HEADRACE_OPENAI_API_KEY", "OPENAI_API_KEY"),
+        description="Key for `openai:NAME` and for URLs.",
+    )
+    openai_base_url: str = Field(
+        "https://api.openai.com/v1",
+        validation_alias=AliasChoices("HEADRACE_OPENAI_BASE_URL", "OPENAI_BASE_URL"),
+        description="Where `openai:NAME` is served.",
+    )
+    openai_model: str = Field("gpt-5-mini", description="Model that is used where only a key is configured.")
+
+    stream_enabled: bool = Field(
+        True,
+        validation_alias=AliasChoices("HEADRACE_STREAM_ENABLED", "STREAM_ENABLED"),
+        description="Whether `POST /api/agent/chat` streams.",
+    )
+    stream_chunk_size: int = Field(
+        100,
+        ge=1,
+        le=100_000,
+        validation_alias=AliasChoices("HEADRACE_STREAM_CHUNK_SIZE", "STREAM_CHUNK_SIZE"),
+        description="Most characters in one `token` of `POST /api/agent/chat`.",
+    )
+    stream_timeout: float = Field(
+        300.0,
+        gt=0,
+        validation_alias=AliasChoices("HEADRACE_STREAM_TIMEOUT", "STREAM_TIMEOUT"),
+        description="Seconds a run may take.",
+    )
+    idle_timeout: float = Field(120.0, gt=0, description="Seconds an agent may say nothing.")
+    first_event_timeout: float = Field(60.0, gt=0, description="Seconds a model may take to say anything.")
+    model_idle_timeout: float = Field(30.0, gt=0, description="Seconds between two events of a model.")
+
+    api_keys: bool = Field(False, description="Ask for an API key (made by `headrace token --key`).")
+    jwt_secret: SecretStr | None = Field(None, description="Secret of HS256 tokens, at least 32 bytes.")
+    jwt_jwks_file: Path | None = Field(None, description="Key set (JWKS) of RS256, ES256 or EdDSA tokens.")
+    jwt_audience: str | None = Field(None, description="What the `aud` claim of a token must be.")
+    jwt_issuer: str | None = Field(None, description="What the `iss` claim of a token must be.")
+    jwt_tenant_claim: str = Field("tenant", description="The claim that names the tenant.")
+    requests_per_minute: int | None = Field(None, ge=1, description="For each caller; none by default.")
+    max_streams: int | None = Field(None, ge=1, description="Open streams and sockets of each caller; none by default.")
+    allowed_origins: frozenset[str] = Field(
+        frozenset(), description="Web origins, besides the server's own, whose pages may open sockets (a JSON list)."
+    )
+    trusted_proxies: tuple[str, ...] = Field(
+        (), description="Networks whose X-Forwarded-For is believed (a JSON list), such as `10.0.0.0/8`."
+    )
+    max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest request body.")
+
+    retention_days: float | None = Field(None, gt=0, description="Days after which the events of ended runs are trimmed.")
+    retention_bytes: int | None = Field(None, ge=1, description="Most bytes of events; the oldest ended runs are trimmed.")
+
+    log_level: str = Field(
+        "INFO", validation_alias=AliasChoices("HEADRACE_LOG_LEVEL", "LOG_LEVEL"), description="Least severe log line."
+    )
+    log_format: Literal["auto", "console", "json"] = Field("auto", description="`auto`: console on a terminal.")
+
+
+def load_settings(**overrides: object) -> Settings:
+    """The settings with what a command line says on top. Raises `ConfigurationError` that names the setting."""
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        variable = name if name.isupper() else f"HEADRACE_{name.upper()}"
+        raise ConfigurationError(f"{variable}: {first['msg']}. See docs/reference/settings.md.") from error
