@@ -28,7 +28,7 @@ UNSENT = 65_536
 alive for 4 MB, which is half an hour of tokens."""
 FORCED = 1.5
 """Seconds for tasks to end once they are cancelled, and for sockets to close."""
-CLOSING = 2.5
+CLOSING = 2.0
 """Seconds for the app to close what it has opened."""
 LAST_RESORT = 0.5
 
@@ -41,7 +41,7 @@ class Listener:
     The first SIGTERM or SIGINT begins the end: `drain` is called, idle connections are closed, and open responses have
     `grace` seconds to end by themselves; meanwhile new requests still reach the app, so that it can answer 503. Then
     sockets are closed (a WebSocket with 1012), tasks are cancelled and the app's lifespan is ended. The exit code is 0
-    after at most `grace` + 4.5 s, even if the app ignores it all. A second signal ends the process at once.
+    after at most `grace` + 4 s, even if the app ignores it all. A second signal ends the process at once.
     """
 
     def __init__(
