@@ -68,6 +68,7 @@ class OpenAIModel:
         # OpenAI's own models refuse `max_tokens`, everybody else's know nothing newer.
         self._limit_field = "max_completion_tokens" if self._url.host == "api.openai.com" else "max_tokens"
         self._session: aiohttp.ClientSession | None = None
+        self._replies: set[Reply] = set()
 
     async def start(self) -> None:
         headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "User-Agent": "headrace"}
@@ -81,6 +82,9 @@ class OpenAIModel:
         )
 
     async def close(self) -> None:
+        """Streams that are still open end in `ModelCut`."""
+        for reply in self._replies:  # a closed session does not wake who reads from it
+            reply.close()
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -88,12 +92,14 @@ class OpenAIModel:
     async def stream(self, request: ModelRequest) -> AsyncIterator[Sequence[ModelEvent]]:
         body = request_body(self._model, request, limit_field=self._limit_field)
         reply, events = await self._begin(body)
+        self._replies.add(reply)
         try:
             while events:
                 yield events
                 events = await reply.next()
             await reply.drain()
         finally:
+            self._replies.discard(reply)
             reply.close()
 
     async def _begin(self, body: bytes) -> tuple[Reply, Sequence[ModelEvent]]:
