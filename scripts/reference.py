@@ -13,9 +13,12 @@ from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
+from pydantic import AliasChoices
+from pydantic.fields import FieldInfo
 
 from headrace.errors import BY_CODE, HeadraceError
 from headrace.events import KINDS, TERMINAL, ErrorInfo, Event
+from headrace.settings import Settings
 
 PAGES = Path(__file__).parent.parent / "docs" / "reference"
 GENERATED = re.compile(r"(?<=<!-- generated -->\n).*?(?=<!-- end -->)", re.DOTALL)
@@ -106,9 +109,34 @@ def events() -> str:
     return "\n" + table(["kind", "fields", "notes"], rows) + "\n\n"
 
 
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def variables(name: str, field: FieldInfo) -> str:
+    """The environment variables that set it, the first of which wins."""
+    alias = field.validation_alias
+    names = alias.choices if isinstance(alias, AliasChoices) else [f"HEADRACE_{name.upper()}"]
+    return "<br>".join(f"`{variable}`" for variable in names)
+
+
+def default(field: FieldInfo) -> str:
+    value = field.default
+    if value in (None, "", (), frozenset()):
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def settings() -> str:
+    rows = [
+        [variables(name, field), default(field), field.description or ""]
+        for name, field in Settings.model_fields.items()
+    ]
+    return "\n" + table(["variable", "default", "what it does"], rows) + "\n\n"
+
+
 # --- pages ------------------------------------------------------------------------------------------------------------
 
-GENERATORS: dict[str, Callable[[], str]] = {"errors.md": errors, "events.md": events}
+GENERATORS: dict[str, Callable[[], str]] = {"errors.md": errors, "events.md": events, "settings.md": settings}
 
 
 def renewed(page: Path) -> str:
