@@ -101,9 +101,10 @@ class Probe:
             if message["type"] == "http.disconnect":
                 self.disconnected.set()
                 return None
-            body += message["body"]
+            body += bytes(message["body"])
             if not message["more_body"]:
-                return body
+                break
+        return body
 
     async def _respond(self, send: Any, body: bytes, *, status: int = 200) -> None:
         headers = [(b"content-length", str(len(body)).encode())]

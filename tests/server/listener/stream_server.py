@@ -8,6 +8,7 @@ slow-start  never gets ready
 
 import asyncio
 import sys
+from contextlib import suppress
 from typing import Any
 
 from headrace.server.listener import Listener
@@ -47,10 +48,8 @@ async def announce() -> None:
 
 async def ignore_everything() -> None:
     while True:
-        try:
+        with suppress(asyncio.CancelledError):
             await asyncio.sleep(3600)
-        except asyncio.CancelledError:
-            pass
 
 
 async def stream(receive: Any, send: Any) -> None:

@@ -48,7 +48,7 @@ def refused(client: socket.socket, status: int, code: str) -> None:
     assert (found["status"], found["code"]) == (status, code)
 
 
-# --- deadlines (row 27) -------------------------------------------------------------------------------------------------
+# --- deadlines (row 27) -----------------------------------------------------------------------------------------------
 
 
 def test_silent_socket_is_closed_without_a_word(serve: Any) -> None:
@@ -143,7 +143,7 @@ def test_no_timer_is_left_behind(serve: Any) -> None:
     assert connection.timeout_keep_alive_task is None
 
 
-# --- slow readers (row 11) ---------------------------------------------------------------------------------------------
+# --- slow readers (row 11) --------------------------------------------------------------------------------------------
 
 
 def test_reader_that_stops_is_closed_and_costs_little(serve: Any) -> None:
@@ -176,7 +176,7 @@ def test_sockets_send_small_frames_at_once(serve: Any) -> None:
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
 
 
-# --- limits ------------------------------------------------------------------------------------------------------------
+# --- limits -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_client_that_leaves_a_pipeline_is_noticed(serve: Any) -> None:
     assert served.app.seen == ["/stream"]
 
 
-# --- malformed requests (row 25) ---------------------------------------------------------------------------------------
+# --- malformed requests (row 25) --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

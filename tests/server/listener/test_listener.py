@@ -100,7 +100,7 @@ def rest(client: socket.socket) -> bytes:
     return received
 
 
-# --- signals (row 13) ---------------------------------------------------------------------------------------------------
+# --- signals (row 13) -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -196,7 +196,7 @@ def test_requests_during_the_end_reach_the_app(start: Start) -> None:
     assert b"connection: close" in answer
 
 
-# --- the start ----------------------------------------------------------------------------------------------------------
+# --- the start --------------------------------------------------------------------------------------------------------
 
 
 async def hello(scope: Any, receive: Any, send: Any) -> None:
@@ -232,7 +232,7 @@ async def test_port_that_is_taken_is_one_clear_line() -> None:
 
 
 async def test_host_of_another_machine_is_one_clear_line() -> None:
-    with pytest.raises(ConfigurationError, match="HOST '192.0.2.1' is not an address of this machine"):
+    with pytest.raises(ConfigurationError, match=r"HOST '192\.0\.2\.1' is not an address of this machine"):
         await Listener(hello, "192.0.2.1", 0).serve()
 
 

@@ -20,6 +20,8 @@ SLICE = 4_096
 
 
 class WebSocketConnection(WebSocketsSansIOProtocol):
+    __slots__ = ("_deadlines", "_ended", "_frames_left", "_room", "_second_ends", "_stalled")
+
     def __init__(
         self,
         config: Config,
