@@ -226,13 +226,13 @@ async def test_it_says_where_it_listens_and_stops() -> None:
 async def test_port_that_is_taken_is_one_clear_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(ConfigurationError, match=f"PORT {port} on 127.0.0.1 is taken") as raised:
+        with pytest.raises(ConfigurationError, match=f"HEADRACE_PORT {port} on 127.0.0.1 is taken") as raised:
             await Listener(hello, port=port).serve()
     assert "\n" not in raised.value.message
 
 
 async def test_host_of_another_machine_is_one_clear_line() -> None:
-    with pytest.raises(ConfigurationError, match=r"HOST '192\.0\.2\.1' is not an address of this machine"):
+    with pytest.raises(ConfigurationError, match=r"HEADRACE_HOST '192\.0\.2\.1' is not an address of this machine"):
         await Listener(hello, "192.0.2.1", 0).serve()
 
 

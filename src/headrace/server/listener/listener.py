@@ -292,11 +292,13 @@ def _port_errors(host: str, port: int) -> Iterator[None]:
         yield
     except OSError as error:
         if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-            why = f"HOST {host!r} is not an address of this machine"
+            why = f"HEADRACE_HOST {host!r} is not an address of this machine"
         elif error.errno == errno.EADDRINUSE:
-            why = f"PORT {port} on {host} is taken: stop what listens there, or set another PORT"
+            why = f"HEADRACE_PORT {port} on {host} is taken: stop what listens there, or set another"
         elif error.errno == errno.EACCES:
-            why = f"PORT {port} needs privileges: set a PORT above 1023"
+            why = f"HEADRACE_PORT {port} needs privileges: set one above 1023"
         else:
-            why = f"PORT {port} on {host} cannot be opened ({errno.errorcode.get(error.errno or 0, 'OSError')})"
+            why = (
+                f"HEADRACE_PORT {port} on {host} cannot be opened ({errno.errorcode.get(error.errno or 0, 'OSError')})"
+            )
         raise ConfigurationError(why + ".") from error

@@ -11,12 +11,13 @@ from headrace.errors import HeadraceError
 def refusal(error: HeadraceError, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """A response with `application/problem+json` (RFC 9457) that ends the connection."""
     title = HTTPStatus(error.status).phrase
+    request_id = f"req_{secrets.token_hex(12)}"
     problem = {
-        "type": "about:blank",
+        "type": f"urn:headrace:error:{error.code}",
         "title": title,
         "status": error.status,
         "detail": error.message,
-        "instance": secrets.token_hex(8),
+        "instance": request_id,
         "code": error.code,
     }
     body = json.dumps(problem, separators=(",", ":")).encode()
@@ -25,6 +26,7 @@ def refusal(error: HeadraceError, headers: Iterable[tuple[bytes, bytes]]) -> byt
         *(b"%s: %s" % header for header in headers),
         b"content-type: application/problem+json",
         b"content-length: %d" % len(body),
+        b"x-request-id: " + request_id.encode(),
         b"cache-control: no-store",
         b"connection: close",
     ]
