@@ -6,7 +6,18 @@ from claims import NOT_MEASURED, number
 from scenarios import Results
 from servers import COMMANDS, RELAY
 
-HEADINGS = ("server", "µs/token", "by C", "first, ms", "tokens/s", "slowest", "µs/follower", "KiB/idle", "failed")
+HEADINGS = (
+    "server",
+    "µs per token",
+    "by C",
+    "first p50 ms",
+    "p99 ms",
+    "tokens per s",
+    "slowest",
+    "µs per follower",
+    "KiB idle",
+    "failed",
+)
 
 
 def rows(results: Results) -> Iterator[tuple[str, ...]]:
@@ -25,7 +36,8 @@ def row(name: str, results: Results) -> tuple[str, ...]:
         name,
         number(cost.cpu_us) if cost else NOT_MEASURED,
         f"{number(cost.cpu_us / reference.cpu_us)}×" if cost and reference else NOT_MEASURED,
-        f"{number(first.p50_ms)}/{number(first.p99_ms)}" if first else NOT_MEASURED,
+        number(first.p50_ms) if first else NOT_MEASURED,
+        number(first.p99_ms) if first else NOT_MEASURED,
         number(through.tokens_per_second) if through else NOT_MEASURED,
         f"{number(through.slowest_to_median)}×" if through else NOT_MEASURED,
         number(fanout.cpu_us) if fanout else NOT_MEASURED,

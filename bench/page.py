@@ -51,14 +51,14 @@ on the other. What counts are the ratios; the absolute figures are those of a sm
 
 ## How it is measured
 
-- **µs/token**: user and system time of all threads of the server, from the process's CPU clock, by the tokens that
+- **µs per token**: user and system time of all threads of the server, from the process's CPU clock, by the tokens that
   reached clients, while 100 streams run at 50 tokens/s. Opening the streams is part of it. **by C**: by the C relay's.
-- **first**: median and 99th percentile from the client's connect to its first token under that load, with each stream
+- **first p50 ms**, **p99 ms**: from the client's connect to its first token under that load, with each stream
   followed by a new one after a second. The provider sends the first token at once.
-- **tokens/s**: 1,000 streams opened together, the provider as fast as it is read. **slowest**: the longest stream by
-  the median one.
-- **µs/follower**: CPU per token and follower, 1,000 connections on one run at 50 tokens/s, from when all are there.
-- **KiB/idle**: resident memory by 1,000 runs that wait for their first token, each with one follower and one upstream
+- **tokens per s**: 1,000 streams opened together, the provider as fast as it is read. **slowest**: the longest
+  stream by the median one.
+- **µs per follower**: CPU per token and follower, 1,000 connections on one run at 50 tokens/s, from when all are there.
+- **KiB idle**: resident memory by 1,000 runs that wait for their first token, each with one follower and one upstream
   connection.
 - **failed**: streams with an error, cut, or late, over all loads. A turn in which a token is missing is no figure.
 
@@ -67,7 +67,7 @@ Each turn is a new process, warmed up with 20 short streams. The servers take tu
 | server | what it is |
 | --- | --- |
 | C relay | one thread and epoll; each event is written to one segment file before it is passed on |
-| C relay, fsync | the same with one `fdatasync` per round of its loop before anything is passed on, as sqlite promises |
+| C relay, fsync | the same, with one `fdatasync` per round of its loop before anything is passed on |
 | ASGI relay, no log | uvicorn, uvloop, httptools, aiohttp and msgspec as in Headrace, and nothing else |
 | by hand | FastAPI's server-sent events, the openai SDK, one SQLAlchemy ORM commit per event to SQLite in WAL mode |
 | raw protocol | an asyncio protocol on uvloop that writes one shared frame to all its connections |

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -31,9 +32,9 @@ def show(results: Results, console: Console) -> None:
 
 
 def table(headings: Iterable[str], lines: Iterable[tuple[str, ...]]) -> Table:
-    made = Table()
+    made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for position, heading in enumerate(headings):
-        made.add_column(heading, justify="right" if position else "left", no_wrap=True)
+        made.add_column(heading, justify="right" if position else "left")
     for line in lines:
         made.add_row(*line)
     return made

@@ -7,6 +7,7 @@ import argparse
 import os
 import platform
 import resource
+import sys
 from datetime import UTC, datetime
 
 from rich.console import Console
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one short turn each: about two minutes")
     parser.add_argument("--no-save", action="store_true", help="leave docs/performance.md and the last results alone")
     arguments = parser.parse_args()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     cores()
     allow_many_files()
     results = Results(
