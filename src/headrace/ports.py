@@ -44,7 +44,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     first: int = 1
     """Offset of the first event that is still kept; `offset + 1` when all were trimmed."""
     attempt: int = 0
-    """Of the worker that may write now; 0 while queued."""
+    """Of the worker that may write now; 0 before the first one."""
     cancel_by: str | None = None
     """Who asked for a cancel, once somebody has."""
     ended: float | None = None
@@ -130,8 +130,8 @@ class RunLog(Protocol):
         Not a coroutine: a hot path may call it for every event and wait only for the last future. Appends that are
         committed together may share one future, so wait for it by `asyncio.wait`, and never cancel it. It raises
         `Fenced` where `attempt` is no longer the run's, checked in the same transaction, and `LogClosed` where the
-        log has its terminal event; then none of these events is in the log. Waits, rather than fails, while the disk
-        is full.
+        log has its terminal event, where `events` go on after one, or where there is no such run; then none of these
+        events is in the log. Waits, rather than fails, while the disk is full.
         """
 
     def read(self, run_id: str, after: int = 0, *, live: bool) -> AsyncIterator[Sequence[Block]]:

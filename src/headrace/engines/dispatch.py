@@ -5,17 +5,21 @@ Used by the engines that serve one process (`memory`, `sqlite`). Leases run on t
 
 import asyncio
 import time
-from collections import deque
+from bisect import insort
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 
 from headrace.ports import Lease
 
 
-@dataclass
+@dataclass(order=True)
 class Claimer:
-    worker: str
-    future: "asyncio.Future[Lease]"
+    """Ordered by `number`: the one that has waited longest is the smallest."""
+
+    number: int
+    worker: str = field(compare=False)
+    future: "asyncio.Future[Lease]" = field(compare=False)
 
 
 class Dispatch:
@@ -23,7 +27,8 @@ class Dispatch:
         self.lease_seconds = lease_seconds
         self._clock = clock
         self._queue: dict[str, None] = {}
-        self._claimers: deque[Claimer] = deque()
+        self._claimers: list[Claimer] = []
+        self._numbers = count()
         self._leases: dict[str, tuple[Lease, float]] = {}
         self._cancellations: dict[str, asyncio.Queue[str]] = {}
 
@@ -38,18 +43,23 @@ class Dispatch:
         self._leases.pop(run_id, None)
 
     def wait_for_run(self, worker: str) -> Claimer:
-        claimer = Claimer(worker, asyncio.get_running_loop().create_future())
+        claimer = Claimer(next(self._numbers), worker, asyncio.get_running_loop().create_future())
         self._claimers.append(claimer)
         return claimer
 
     def give_back(self, claimer: Claimer) -> None:
-        """Put a claimer that got nothing first in line again."""
-        self._claimers.appendleft(claimer)
+        """Put a claimer that got nothing in line again, where it was."""
+        insort(self._claimers, claimer)
+
+    def forget(self, claimer: Claimer) -> None:
+        """Of a claimer that went away."""
+        if claimer in self._claimers:
+            self._claimers.remove(claimer)
 
     def next_claimer(self) -> Claimer | None:
         """Take the claimer that has waited longest, if one is there."""
         while self._claimers:
-            claimer = self._claimers.popleft()
+            claimer = self._claimers.pop(0)
             if not claimer.future.done():
                 return claimer
         return None
@@ -78,13 +88,13 @@ class Dispatch:
                 self.grant(lease)
         return lost
 
-    def requeue_expired(self) -> None:
-        """Runs whose worker fell silent wait in line again, like any other."""
+    def take_expired(self) -> list[Lease]:
+        """End and give the leases whose worker fell silent."""
         now = self._clock()
-        expired = [run_id for run_id, (_, until) in self._leases.items() if until <= now]
-        for run_id in expired:
-            del self._leases[run_id]
-            self.enqueue(run_id)
+        expired = [lease for lease, until in self._leases.values() if until <= now]
+        for lease in expired:
+            del self._leases[lease.run_id]
+        return expired
 
     def drop(self, lease: Lease) -> bool:
         """End a lease; False where it is lost already."""

@@ -12,14 +12,13 @@ from typing import Literal
 import msgspec
 
 from headrace.engines.dispatch import Dispatch
+from headrace.engines.ending import ending
 from headrace.engines.tail import Tail, Waiters
 from headrace.errors import Fenced, IdempotencyMismatch, LogClosed, NotFound, PositionAhead, PositionGone, RunActive
-from headrace.events import TERMINAL, Event, RunCancelled, RunCompleted, RunFailed, encode
+from headrace.events import Event, RunCancelled, encode
 from headrace.identity import Owner
 from headrace.ports import Block, Created, FeedEntry, Head, Idempotency, Lease, Run, RunState
 from headrace.position import Position, new_epoch
-
-_STATE: dict[type, RunState] = {RunCompleted: "completed", RunFailed: "failed", RunCancelled: "cancelled"}
 
 
 class _Log:
@@ -75,9 +74,11 @@ class MemoryEngine:
                 if fingerprint != idempotency.fingerprint:
                     raise IdempotencyMismatch
                 return Created(self._logs[run_id].head, new=False)
-            self._idempotency[run.owner, idempotency.key] = (run.id, idempotency.fingerprint)
-        log = self._logs[run.id] = _Log(run)
+        log = _Log(run)
         self._commit(log, [first])
+        self._logs[run.id] = log
+        if idempotency is not None:
+            self._idempotency[run.owner, idempotency.key] = (run.id, idempotency.fingerprint)
         self._dispatch.enqueue(run.id)
         self._match()
         return Created(log.head, new=True)
@@ -88,25 +89,26 @@ class MemoryEngine:
     def append(self, run_id: str, attempt: int, events: Sequence[Event]) -> "asyncio.Future[int]":
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         try:
-            log = self._log(run_id)
-            if log.head.closed:
+            log = self._logs.get(run_id)
+            if log is None or log.head.closed:
                 raise LogClosed
             if log.head.attempt != attempt:
                 raise Fenced
             self._commit(log, events)
         except Exception as error:
             future.set_exception(error)
+            future.exception()  # a caller may wait for a later append only, which is no reason to warn
         else:
             future.set_result(log.head.offset)
         return future
 
     async def read(self, run_id: str, after: int = 0, *, live: bool) -> AsyncIterator[Sequence[Block]]:
-        log = self._log(run_id)
-        if after > log.head.offset:
+        if after > self._log(run_id).head.offset:
             raise PositionAhead
-        if after < log.head.first - 1:
-            raise PositionGone(first_available=str(Position(log.head.run.epoch, log.head.first - 1)))
         while True:
+            log = self._log(run_id)  # anew each time: it may have been trimmed or deleted since
+            if after < log.head.first - 1:
+                raise PositionGone(first_available=str(Position(log.head.run.epoch, log.head.first - 1)))
             if blocks := log.tail.after(after):
                 after = blocks[-1].last
                 yield blocks
@@ -118,16 +120,17 @@ class MemoryEngine:
     async def feed(self, owner: Owner, after: int | None, *, live: bool) -> AsyncIterator[Sequence[FeedEntry]]:
         if after is not None and after > self._sequence:
             raise PositionAhead
-        if after is not None and after < self._feed_floor:
-            raise PositionGone(first_available=str(Position(self.feed_epoch, self._feed_floor)))
         feed = self._feeds.setdefault(owner, _Feed())
         sequence = self._sequence if after is None else after
         while True:
+            if sequence < self._feed_floor:
+                raise PositionGone(first_available=str(Position(self.feed_epoch, self._feed_floor)))
             start = bisect_right(feed.entries, sequence, key=_sequence)
             if entries := feed.entries[start : start + 100]:
                 sequence = entries[-1].sequence
                 yield entries
             elif live:
+                sequence = self._sequence
                 await feed.waiters.wait()
             else:
                 return
@@ -187,18 +190,16 @@ class MemoryEngine:
         try:
             return await claimer.future
         except asyncio.CancelledError:
+            self._dispatch.forget(claimer)
             if claimer.future.done() and not claimer.future.cancelled():
-                await self.release(claimer.future.result())
+                self._give_up(claimer.future.result())
             raise
 
     async def renew(self, leases: Sequence[Lease]) -> Sequence[Lease]:
         return self._dispatch.renew(leases)
 
     async def release(self, lease: Lease) -> None:
-        if self._dispatch.drop(lease):
-            self._logs[lease.run_id].change(state="queued")
-            self._dispatch.enqueue(lease.run_id)
-            self._match()
+        self._give_up(lease)
 
     def cancellations(self, worker: str) -> AsyncIterator[str]:
         return self._dispatch.cancellations(worker)
@@ -212,14 +213,15 @@ class MemoryEngine:
             raise NotFound from None
 
     def _commit(self, log: _Log, events: Sequence[Event]) -> None:
+        state = ending(events)
         encoded = [encode(event) for event in events]
         block = Block(log.head.offset + 1, tuple(events), encoded)
         size = sum(map(len, encoded))
         log.bytes += size
         log.tail.publish(block, size)
         log.change(offset=block.last)
-        if isinstance(events[-1], TERMINAL):
-            log.change(state=_STATE[type(events[-1])], ended=time.time())
+        if state is not None:
+            log.change(state=state, ended=time.time())
             self._dispatch.remove(log.head.run.id)
             log.tail.close()
         else:
@@ -249,9 +251,18 @@ class MemoryEngine:
             self._dispatch.grant(lease)
             claimer.future.set_result(lease)
 
-    def _watch_leases(self) -> None:
-        self._dispatch.requeue_expired()
+    def _give_up(self, lease: Lease) -> None:
+        if self._dispatch.drop(lease):
+            self._requeue(lease)
+
+    def _requeue(self, lease: Lease) -> None:
+        self._logs[lease.run_id].change(state="queued")
+        self._dispatch.enqueue(lease.run_id)
         self._match()
+
+    def _watch_leases(self) -> None:
+        for lease in self._dispatch.take_expired():
+            self._requeue(lease)
         self._expiry = asyncio.get_running_loop().call_later(self.lease_seconds / 5, self._watch_leases)
 
 

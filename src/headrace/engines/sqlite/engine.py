@@ -10,12 +10,14 @@ import fcntl
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from headrace.engines.dispatch import Claimer, Dispatch
+from headrace.engines.ending import ending
 from headrace.engines.sqlite import operations as op
-from headrace.engines.sqlite.reader import Reader
+from headrace.engines.sqlite.reader import Reader, Stored
 from headrace.engines.sqlite.schema import open_for_writing
 from headrace.engines.sqlite.stored import BlockList
 from headrace.engines.sqlite.writer import Commit, Writer
@@ -26,17 +28,17 @@ from headrace.errors import (
     HeadraceError,
     LogClosed,
     LogCorrupt,
+    NotFound,
     PositionAhead,
     PositionGone,
     StorageFailed,
     StorageFull,
 )
-from headrace.events import TERMINAL, Event, RunCancelled, RunCompleted, RunFailed, encode
+from headrace.events import Event, encode
 from headrace.identity import Owner
 from headrace.ports import Block, Created, FeedEntry, Head, Idempotency, Lease, Run, RunState
 from headrace.position import Position
 
-_STATE: dict[type, RunState] = {RunCompleted: "completed", RunFailed: "failed", RunCancelled: "cancelled"}
 _TAIL_BYTES = 1 << 20
 _PAGE_BLOCKS = 64
 _FEED_PAGE = 100
@@ -47,7 +49,7 @@ _INDEX_SECONDS = 60.0
 class LiveRun:
     """A run that has not ended, as the event loop knows it."""
 
-    __slots__ = ("attempt", "blocks", "cancel_by", "closing", "no", "pending", "run", "state", "tail")
+    __slots__ = ("attempt", "blocks", "cancel_by", "closing", "damaged", "no", "pending", "run", "state", "tail")
 
     def __init__(self, no: int, run: Run, *, head: int, blocks: BlockList) -> None:
         self.no = no
@@ -61,6 +63,8 @@ class LiveRun:
         """Collects until the writer takes it."""
         self.closing = False
         """A terminal event was submitted."""
+        self.damaged = False
+        """Found at a start to have a hole."""
 
     def head(self) -> Head:
         return Head(
@@ -91,6 +95,8 @@ class SqliteEngine:
         self._feeds: dict[Owner, FeedTail] = {}
         self._last_block = 0
         self._waiting: list[op.Operation] = []
+        self._again: list[op.Operation] = []
+        """A group that found the disk full; it goes before what waits."""
         self._urgent = False
         self._committing = False
         self._committed_at = 0.0
@@ -107,51 +113,69 @@ class SqliteEngine:
         """Open the file, alone, and put every run that has not ended into the queue: its worker is dead."""
         self._loop = asyncio.get_running_loop()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self._path)
-        db = open_for_writing(self._path)
-        self.feed_epoch, indexed, _, given_out = db.execute("SELECT * FROM meta").fetchone()
-        self._last_block = max(db.execute("SELECT coalesce(max(id), 0) FROM blocks").fetchone()[0], given_out)
-        self._load_open_runs(db, indexed)
-        last_run = db.execute("SELECT coalesce(max(no), 0) FROM runs").fetchone()[0]
-        self._writer = Writer(db, op.Ids(run=last_run, block=self._last_block), self._committed)
+        with ExitStack() as undo:
+            self._lock = undo.enter_context(_lock(self._path))
+            try:
+                db = undo.enter_context(closing(open_for_writing(self._path)))
+                ids = self._load(db)
+            except sqlite3.DatabaseError as error:
+                raise ConfigurationError(
+                    f"{self._path.name} cannot be opened as a log: choose another --data directory."
+                ) from error
+            undo.pop_all()
+        self._writer = Writer(db, ids, self._committed)
         self._reader = Reader(self._path)
         self._every(self.lease_seconds / 5, self._watch_leases)
         self._every(_INDEX_SECONDS, self._write_index)
 
     async def close(self) -> None:
         """Commit what was submitted and close the file. What nobody may write any more fails with `StorageFailed`."""
-        if self._closing:
+        if self._closing or not self._timers:
             return
-        self._closing = True
         for timer in self._timers:
             timer.cancel()
-        if self._live and self._failure is None and not self._full:
-            await self._submit(self._index_operation())
-        await self._writer.close()
+        last = self._submit(self._index_operation(), urgent=True)
+        self._closing = True
+        with suppress(StorageFailed):
+            await last
+        self._stop()
         await self._reader.close()
+        await self._writer.close()
         self._lock.close()
 
+    def _load(self, db: sqlite3.Connection) -> op.Ids:
+        self.feed_epoch, indexed, given_out = db.execute("SELECT epoch, indexed, block FROM meta").fetchone()
+        last_block = db.execute("SELECT coalesce(max(id), 0) FROM blocks").fetchone()[0]
+        last_run = db.execute("SELECT coalesce(max(no), 0) FROM runs").fetchone()[0]
+        self._last_block = max(last_block, given_out)
+        self._load_open_runs(db, indexed)
+        return op.Ids(run=last_run, block=self._last_block)
+
     def _load_open_runs(self, db: sqlite3.Connection, indexed: int) -> None:
-        by_no: dict[int, LiveRun] = {}
-        rows = db.execute(f"SELECT no, blocks, {op.HEAD_COLUMNS} FROM runs WHERE ended IS NULL ORDER BY no")
-        for no, packed, *columns in rows:
-            head = op.load_head(tuple(columns))
-            live = by_no[no] = LiveRun(no, head.run, head=head.offset, blocks=BlockList(packed or b""))
-            live.attempt = head.attempt
-            live.cancel_by = head.cancel_by
-            self._live[head.run.id] = live
-            self._dispatch.enqueue(head.run.id)
-        if not by_no:
-            return
-        rows = db.execute("SELECT id, run, first, last, length(body) FROM blocks WHERE id > ? ORDER BY id", (indexed,))
-        for block_id, no, first, last, size in rows:
-            if no in by_no:
-                by_no[no].blocks.add(block_id, first, size)
-                by_no[no].tail.last = last
+        runs: dict[int, LiveRun] = {}
+        damaged: list[int] = []
+        for no, packed, *columns in db.execute(
+            f"SELECT no, blocks, {op.HEAD_COLUMNS} FROM runs WHERE ended IS NULL ORDER BY no"
+        ):
+            try:
+                runs[no] = _open_run(no, op.load_head(tuple(columns)), BlockList(packed or b""))
+            except LogCorrupt:
+                damaged.append(no)
+        if runs:
+            _add_blocks(db, indexed, runs)
+        for live in runs.values():
+            if live.damaged or not live.blocks:
+                damaged.append(live.no)
+            else:
+                self._live[live.run.id] = live
+                self._dispatch.enqueue(live.run.id)
+        _settle_open_runs(db, damaged)
 
     # RunLog
 
     async def create(self, run: Run, first: Event, idempotency: Idempotency | None = None) -> Created:
+        if self._refused is not None:
+            raise self._refused
         if self._full:
             raise StorageFull(retry_after=5)
         create = op.Create(run, first, idempotency)
@@ -173,6 +197,11 @@ class SqliteEngine:
             return _failed(LogClosed())
         if live.attempt != attempt:
             return _failed(Fenced())
+        try:
+            state = ending(events)
+            lines = list(map(encode, events))
+        except Exception as error:
+            return _failed(error)
         pending = live.pending
         if pending is None:
             if self._refused is not None:
@@ -180,42 +209,41 @@ class SqliteEngine:
             pending = live.pending = op.Append(live.no, run_id, attempt)
             self._submit(pending)
         pending.events += events
-        pending.lines += map(encode, events)
-        if isinstance(events[-1], TERMINAL):
-            pending.closing = op.Closing(_STATE[type(events[-1])], time.time())
+        pending.lines += lines
+        if state is not None:
+            pending.closing = op.Closing(state, time.time())
             live.closing = True
             self._hurry()
         return pending.future
 
     async def read(self, run_id: str, after: int = 0, *, live: bool) -> AsyncIterator[Sequence[Block]]:
         run = self._live.get(run_id)
-        if run is not None:
-            if after > run.tail.last:
-                raise PositionAhead
-            async for blocks in self._read_live(run, after, live):
-                yield blocks
-            return
-        stored = await self._reader.run(run_id)
-        if after > stored.head.offset:
-            raise PositionAhead
-        _check_kept(stored.head, after)
-        for page in stored.blocks.pages_after(after, _PAGE_BLOCKS):
-            blocks = await self._stored_blocks(run_id, page, after)
-            after = blocks[-1].last
+        if run is None:
+            stored = await self._reader.run(run_id)
+            if stored.head.closed:
+                async for blocks in self._read_stored(stored, after):
+                    yield blocks
+                return
+            run = self._live.get(run_id)
+        if run is None:
+            raise NotFound  # it is being created; this loop has not heard of the commit yet
+        async for blocks in self._read_live(run, after, live):
             yield blocks
 
     async def feed(self, owner: Owner, after: int | None, *, live: bool) -> AsyncIterator[Sequence[FeedEntry]]:
         if after is not None and after > self._last_block:
             raise PositionAhead
-        if after is not None and after < (floor := await self._reader.feed_floor()):
-            raise PositionGone(first_available=str(Position(self.feed_epoch, floor)))
+        if after is not None:
+            self._check_feed_kept(after, await self._reader.feed_floor())
         cursor = self._last_block if after is None else after
         tail = self._feeds.setdefault(owner, FeedTail(self._last_block))
         tail.readers += 1
         try:
             while True:
                 if cursor < tail.start:
-                    entries, cursor = await self._reader.feed(owner, cursor, tail.start, _FEED_PAGE)
+                    page = await self._reader.feed(owner, cursor, tail.start, _FEED_PAGE)
+                    self._check_feed_kept(cursor, page.floor)
+                    entries, cursor = page.entries, page.upto
                 elif entries := tail.after(cursor):
                     cursor = entries[-1].sequence
                 elif live:
@@ -234,14 +262,14 @@ class SqliteEngine:
         self, owner: Owner, *, limit: int, before: str | None = None, state: RunState | None = None
     ) -> Sequence[Head]:
         heads = await self._reader.heads(owner, limit, before, state)
-        return [live.head() if (live := self._live.get(head.run.id)) else head for head in heads]
+        return [head if head.closed else await self.head(head.run.id) for head in heads]
 
     async def request_cancel(self, run_id: str, by: str) -> Literal["requested", "already", "closed"]:
         live = self._live.get(run_id)
         if live is None:
             await self._reader.run(run_id)
             return "closed"
-        request = op.RequestCancel(live.no, run_id, by, live.tail.last + 1, live.blocks.packed())
+        request = op.RequestCancel(live.no, run_id, by)
         result: Literal["requested", "already", "closed"] = await self._submit(request, urgent=True)
         return result
 
@@ -250,6 +278,8 @@ class SqliteEngine:
 
     async def trim(self, *, older_than: float | None = None, max_bytes: int | None = None) -> int:
         ended_before = None if older_than is None else time.time() - older_than
+        if max_bytes is not None:
+            max_bytes -= sum(live.blocks.bytes for live in self._live.values())
         total = 0
         while trimmed := await self._submit(op.Trim(ended_before, max_bytes)):
             total += trimmed
@@ -258,13 +288,18 @@ class SqliteEngine:
     # RunQueue
 
     async def claim(self, worker: str) -> Lease:
+        if self._refused is not None:
+            raise self._refused
         claimer = self._dispatch.wait_for_run(worker)
         self._match()
         try:
             return await claimer.future
         except asyncio.CancelledError:
+            self._dispatch.forget(claimer)
             if claimer.future.done() and not claimer.future.cancelled() and claimer.future.exception() is None:
-                await self.release(claimer.future.result())
+                lease = claimer.future.result()
+                if self._dispatch.drop(lease):
+                    self._give_up(lease.run_id, lease.attempt)
             raise
 
     async def renew(self, leases: Sequence[Lease]) -> Sequence[Lease]:
@@ -273,14 +308,9 @@ class SqliteEngine:
         return self._dispatch.renew(leases)
 
     async def release(self, lease: Lease) -> None:
-        live = self._live.get(lease.run_id)
-        if live is None or not self._dispatch.drop(lease):
-            return
-        await self._submit(op.Release(live.no, lease.attempt))
-        if live.attempt == lease.attempt and not live.tail.closed:
-            live.state = "queued"
-            self._dispatch.enqueue(lease.run_id)
-            self._match()
+        if self._dispatch.drop(lease):
+            with suppress(StorageFailed):  # then every lease is lost
+                await self._give_up(lease.run_id, lease.attempt)
 
     def cancellations(self, worker: str) -> AsyncIterator[str]:
         return self._dispatch.cancellations(worker)
@@ -289,9 +319,12 @@ class SqliteEngine:
 
     async def _read_live(self, run: LiveRun, after: int, live: bool) -> AsyncIterator[Sequence[Block]]:
         tail = run.tail
+        if after > tail.last:
+            raise PositionAhead
         while True:
             if after + 1 < tail.first and after < tail.last:
-                blocks = await self._stored_blocks(run.run.id, run.blocks.ids_after(after, _PAGE_BLOCKS), after)
+                ids = run.blocks.ids_after(after, _PAGE_BLOCKS)
+                blocks = await self._stored_blocks(run.run.id, run.no, ids, after)
             else:
                 blocks = tail.after(after)
             if blocks:
@@ -302,24 +335,40 @@ class SqliteEngine:
             else:
                 return
 
-    async def _stored_blocks(self, run_id: str, ids: Sequence[int], after: int) -> Sequence[Block]:
+    async def _read_stored(self, stored: Stored, after: int) -> AsyncIterator[Sequence[Block]]:
+        if after > stored.head.offset:
+            raise PositionAhead
+        _check_kept(stored.head, after)
+        if after == stored.head.offset:
+            return
+        for ids in stored.blocks.pages_after(after, _PAGE_BLOCKS):
+            blocks = await self._stored_blocks(stored.head.run.id, stored.no, ids, after)
+            after = blocks[-1].last
+            yield blocks
+        if after != stored.head.offset:
+            raise LogCorrupt
+
+    async def _stored_blocks(self, run_id: str, no: int, ids: Sequence[int], after: int) -> Sequence[Block]:
         try:
-            blocks = await self._reader.blocks(ids)
+            return await self._reader.blocks(no, ids, after)
         except LogCorrupt:
             _check_kept((await self._reader.run(run_id)).head, after)  # deleted or trimmed while it was read?
             raise
-        return [blocks[0].after(after), *blocks[1:]]
+
+    def _check_feed_kept(self, after: int, floor: int) -> None:
+        if after < floor:
+            raise PositionGone(first_available=str(Position(self.feed_epoch, floor)))
 
     # committing
 
     @property
     def _refused(self) -> HeadraceError | None:
         """Why nothing can be written any more, if so."""
-        return StorageFailed() if self._failure is not None else None
+        return StorageFailed() if self._failure is not None or self._closing else None
 
     def _submit(self, operation: op.Operation, *, urgent: bool = False) -> "asyncio.Future[Any]":
         if self._refused is not None:
-            operation.future.set_exception(self._refused)
+            self._refuse(operation, self._refused)
             return operation.future
         self._waiting.append(operation)
         if urgent:
@@ -349,38 +398,59 @@ class SqliteEngine:
 
     def _hand_over(self) -> None:
         self._kick = None
-        if self._committing or not self._waiting:
+        if self._committing or not (self._again or self._waiting):
             return
-        group, self._waiting = self._waiting, []
-        self._urgent = False
-        for operation in group:
-            if isinstance(operation, op.Append):
-                self._take_append(operation)
+        group = self._again or self._take_waiting()
+        self._again = []
         self._committing = True
         self._committed_at = self._loop.time()
         self._writer.submit(group)
+
+    def _take_waiting(self) -> Sequence[op.Operation]:
+        """Appends last, as they are applied, so that results come in the order of block ids."""
+        waiting, self._waiting = self._waiting, []
+        self._urgent = False
+        commands: list[op.Operation] = []
+        appends: list[op.Operation] = []
+        for operation in waiting:
+            if isinstance(operation, op.Append):
+                self._take_append(operation)
+                appends.append(operation)
+            else:
+                if isinstance(operation, op.RequestCancel):
+                    self._take_request(operation)
+                commands.append(operation)
+        return commands + appends
 
     def _take_append(self, append: op.Append) -> None:
         live = self._live.get(append.run_id)
         if live is None:
             return  # ended meanwhile; the writer says so
-        live.pending = None
+        if live.pending is append:
+            live.pending = None
         append.first = live.tail.last + 1
         if append.closing is not None:
             append.blocks = live.blocks.packed()
+
+    def _take_request(self, request: op.RequestCancel) -> None:
+        live = self._live.get(request.run_id)
+        if live is not None:
+            request.first = live.tail.last + 1
+            request.blocks = live.blocks.packed()
 
     def _committed(self, commit: Commit) -> None:
         """On the loop, after the transaction: resolve, publish, and hand over the next group."""
         self._committing = False
         if commit.failure is not None:
-            self._fail(commit)
+            self._failure = commit.failure  # trying again could report as durable what is not
+            self._stop(commit.operations)
             return
         if commit.full:
             self._wait_for_space(commit)
             return
         self._full = False
         for operation, result in zip(commit.operations, commit.results, strict=True):
-            if isinstance(result, HeadraceError):
+            if isinstance(result, Exception):
                 self._refuse(operation, result)
             else:
                 self._accept(operation, result)
@@ -397,14 +467,16 @@ class SqliteEngine:
             result = self._begin(operation, result)
         elif isinstance(operation, op.Claim):
             self._claimed(operation, result)
+        elif isinstance(operation, op.Release):
+            self._given_up(operation)
         elif isinstance(operation, op.RequestCancel):
             result = self._cancel_requested(operation, result)
         if not operation.future.done():
             operation.future.set_result(result)
 
-    def _refuse(self, operation: op.Operation, error: HeadraceError) -> None:
-        if isinstance(operation, op.Append) and (live := self._live.get(operation.run_id)) is not None:
-            live.closing = False
+    def _refuse(self, operation: op.Operation, error: Exception) -> None:
+        if isinstance(operation, op.Claim) and (claimer := self._claiming.pop(operation.run_id, None)) is not None:
+            _refuse_claimer(claimer, error)
         if not operation.future.done():
             operation.future.set_exception(error)
             operation.future.exception()  # nobody may be waiting for it any more, which is no reason to warn
@@ -448,9 +520,10 @@ class SqliteEngine:
             return
         live.attempt = attempt
         live.state = "running"
+        live.pending = None  # what the last worker still had to say is fenced, and must not take ours with it
+        live.closing = False
         if claimer.future.done():
-            self._dispatch.enqueue(claim.run_id)
-            self._match()
+            self._give_up(claim.run_id, attempt)
             return
         lease = Lease(run_id=claim.run_id, attempt=attempt, worker=claimer.worker)
         self._dispatch.grant(lease)
@@ -461,7 +534,7 @@ class SqliteEngine:
         if live is not None and result != "already":
             live.cancel_by = request.by
             if isinstance(result, op.Cancelled):
-                self._publish(live, [result.event], [result.line], result.block)
+                self._publish(live, [request.event], [request.line], result.block)
                 self._end(live, "cancelled")
             else:
                 self._dispatch.tell_cancel(live.run.id)
@@ -472,26 +545,26 @@ class SqliteEngine:
 
     def _wait_for_space(self, commit: Commit) -> None:
         """New runs fail with `StorageFull`; everything else waits, and is tried again until there is space."""
+        if self._closing:
+            self._stop(commit.operations)
+            return
         self._full = True
-        retry: list[op.Operation] = []
         for operation in commit.operations:
             if operation.retry_when_full:
-                retry.append(operation)
+                self._again.append(operation)
             else:
                 self._refuse(operation, StorageFull(retry_after=5))
-        self._waiting = retry + self._waiting
+        if not self._again:
+            self._again.append(self._index_operation())  # else nothing would notice that there is space again
         self._schedule()
 
-    def _fail(self, commit: Commit) -> None:
-        """The disk failed: stop for good. Trying again could report as durable what is not."""
-        self._failure = commit.failure
-        for operation in [*commit.operations, *self._waiting]:
+    def _stop(self, operations: Sequence[op.Operation] = ()) -> None:
+        """Nothing is written from here on: refuse `operations`, all that waits, and those who wait for a run."""
+        for operation in [*operations, *self._again, *self._waiting]:
             self._refuse(operation, StorageFailed())
-        self._waiting = []
-        for claimer in self._claiming.values():
-            if not claimer.future.done():
-                claimer.future.set_exception(StorageFailed())
-        self._claiming.clear()
+        self._again, self._waiting = [], []
+        while (claimer := self._dispatch.next_claimer()) is not None:
+            _refuse_claimer(claimer, StorageFailed())
 
     # the queue
 
@@ -501,12 +574,23 @@ class SqliteEngine:
         for run_id, claimer in self._dispatch.pairs():
             self._submit_claim(run_id, claimer)
 
+    def _give_up(self, run_id: str, attempt: int) -> "asyncio.Future[Any]":
+        """Put a run that no worker has any more into the queue, once that is committed."""
+        return self._submit(op.Release(self._live[run_id].no, run_id, attempt))
+
+    def _given_up(self, release: op.Release) -> None:
+        live = self._live.get(release.run_id)
+        if live is not None and live.attempt == release.attempt:
+            live.state = "queued"
+            self._dispatch.enqueue(release.run_id)
+            self._match()
+
     def _watch_leases(self) -> None:
-        self._dispatch.requeue_expired()
-        self._match()
+        for lease in self._dispatch.take_expired():
+            self._give_up(lease.run_id, lease.attempt)
 
     def _write_index(self) -> None:
-        if self._live and self._failure is None:
+        if self._live and not self._full:
             self._submit(self._index_operation())
 
     def _index_operation(self) -> op.Index:
@@ -528,10 +612,51 @@ def _check_kept(head: Head, after: int) -> None:
         raise PositionGone(first_available=str(Position(head.run.epoch, head.first - 1)))
 
 
-def _failed(error: HeadraceError) -> "asyncio.Future[int]":
+def _failed(error: Exception) -> "asyncio.Future[int]":
     future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     future.set_exception(error)
+    future.exception()  # a caller may wait for a later append only, which is no reason to warn
     return future
+
+
+def _refuse_claimer(claimer: Claimer, error: Exception) -> None:
+    if not claimer.future.done():
+        claimer.future.set_exception(error)
+
+
+def _open_run(no: int, head: Head, blocks: BlockList) -> LiveRun:
+    live = LiveRun(no, head.run, head=head.offset if blocks else 0, blocks=blocks)
+    live.attempt = head.attempt
+    live.cancel_by = head.cancel_by
+    return live
+
+
+def _add_blocks(db: sqlite3.Connection, indexed: int, runs: dict[int, LiveRun]) -> None:
+    """Add the blocks that were committed after the last `Index`."""
+    rows = db.execute("SELECT id, run, first, last, length(body) FROM blocks WHERE id > ? ORDER BY id", (indexed,))
+    for block_id, no, first, last, size in rows:
+        live = runs.get(no)
+        if live is None:
+            continue
+        if first != live.tail.last + 1 or last < first:
+            live.damaged = True
+            continue
+        live.blocks.add(block_id, first, size)
+        live.tail.last = last
+
+
+def _settle_open_runs(db: sqlite3.Connection, damaged: Sequence[int]) -> None:
+    """No worker has any of them. A damaged one is closed one event later than it is known to be, so that whoever
+    reads it is told; nobody could go on with it."""
+    try:
+        db.execute("UPDATE runs SET state = 'queued' WHERE ended IS NULL AND state = 'running'")
+        db.executemany(
+            "UPDATE runs SET state = 'failed', ended = ?, head = head + 1 WHERE no = ?",
+            [(time.time(), no) for no in damaged],
+        )
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+            raise  # on a full disk the old state does little harm
 
 
 def _lock(path: Path) -> IO[bytes]:

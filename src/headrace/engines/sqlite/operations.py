@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from headrace.engines.sqlite.stored import BlockList, checksum
-from headrace.errors import Fenced, IdempotencyMismatch, LogClosed, NotFound, RunActive
+from headrace.errors import Fenced, IdempotencyMismatch, LogClosed, LogCorrupt, NotFound, RunActive
 from headrace.events import Event, RunCancelled, encode
 from headrace.ports import Head, Idempotency, Run, RunState
 
@@ -98,6 +98,7 @@ class Create(Operation):
     def __init__(self, run: Run, first: Event, idempotency: Idempotency | None) -> None:
         super().__init__()
         self.run = run
+        self.record = msgspec.json.encode(run)  # here, since what cannot be encoded is to fail its caller alone
         self.first = first
         self.line = encode(first)
         self.idempotency = idempotency
@@ -109,7 +110,7 @@ class Create(Operation):
         no = tx.ids.next_run()
         tx.db.execute(
             "INSERT INTO runs (no, id, tenant, subject, state, head, record) VALUES (?, ?, ?, ?, 'queued', 1, ?)",
-            (no, self.run.id, owner.tenant, owner.subject, msgspec.json.encode(self.run)),
+            (no, self.run.id, owner.tenant, owner.subject, self.record),
         )
         if self.idempotency is not None:
             tx.db.execute(
@@ -204,9 +205,12 @@ class Claim(Operation):
 
 
 class Release(Operation):
-    def __init__(self, run: int, attempt: int) -> None:
+    """A run whose worker gave it back, or fell silent, is nobody's until the next claim."""
+
+    def __init__(self, run: int, run_id: str, attempt: int) -> None:
         super().__init__()
         self.run = run
+        self.run_id = run_id
         self.attempt = attempt
 
     def apply(self, tx: Transaction) -> None:
@@ -219,18 +223,19 @@ class Cancelled(NamedTuple):
     """A run that no worker had was closed at once."""
 
     block: int
-    event: RunCancelled
-    line: bytes
 
 
 class RequestCancel(Operation):
-    def __init__(self, run: int, run_id: str, by: str, first: int, blocks: bytes) -> None:
+    def __init__(self, run: int, run_id: str, by: str) -> None:
         super().__init__()
         self.run = run
         self.run_id = run_id
         self.by = by
-        self.first = first
-        self.blocks = blocks
+        self.event = RunCancelled(reason="requested", by=by)
+        self.line = encode(self.event)
+        self.first = 0
+        """Set when it is handed to the writer, like `blocks`."""
+        self.blocks = b""
 
     def apply(self, tx: Transaction) -> Literal["requested", "already", "closed"] | Cancelled:
         row = tx.db.execute("SELECT state, ended, cancel_by FROM runs WHERE no = ?", (self.run,)).fetchone()
@@ -244,13 +249,11 @@ class RequestCancel(Operation):
         tx.db.execute("UPDATE runs SET cancel_by = ? WHERE no = ?", (self.by, self.run))
         if state != "queued":
             return "requested"
-        event = RunCancelled(reason="requested", by=self.by)
-        line = encode(event)
-        block_id = insert_blocks(tx, [NewBlock(self.run, self.first, [line])])[0]
+        block_id = insert_blocks(tx, [NewBlock(self.run, self.first, [self.line])])[0]
         blocks = BlockList(self.blocks)
-        blocks.add(block_id, self.first, len(line))
+        blocks.add(block_id, self.first, len(self.line))
         _close_run(tx, self.run, Closing("cancelled", time.time()), self.first, blocks)
-        return Cancelled(block_id, event, line)
+        return Cancelled(block_id)
 
 
 class Delete(Operation):
@@ -265,7 +268,7 @@ class Delete(Operation):
         no, ended, blocks = row
         if ended is None:
             raise RunActive
-        _delete_blocks(tx, BlockList(blocks or b""))
+        _delete_blocks(tx, no, _block_ids(blocks))
         tx.db.execute("DELETE FROM idempotency WHERE run = ?", (no,))
         tx.db.execute("DELETE FROM runs WHERE no = ?", (no,))
 
@@ -291,10 +294,11 @@ class Trim(Operation):
             too_much = self.max_bytes is not None and total > self.max_bytes
             if not (too_old or too_much):
                 break
-            blocks = BlockList(packed)
-            _delete_blocks(tx, blocks)
+            ids = _block_ids(packed)
+            _delete_blocks(tx, no, ids)
             tx.db.execute("UPDATE runs SET first = head + 1, bytes = 0, blocks = NULL WHERE no = ?", (no,))
-            tx.db.execute("UPDATE meta SET feed_floor = max(feed_floor, ?)", (blocks.ids[-1],))
+            if ids:
+                tx.db.execute("UPDATE meta SET feed_floor = max(feed_floor, min(?, block))", (ids[-1],))
             total -= size
             trimmed += 1
         return trimmed
@@ -329,10 +333,20 @@ def _close_run(tx: Transaction, run: int, closing: Closing, head: int, blocks: B
     )
 
 
-def _delete_blocks(tx: Transaction, blocks: BlockList) -> None:
-    if blocks.ids:
-        tx.db.execute("UPDATE meta SET block = max(block, ?)", (blocks.ids[-1],))
-        tx.db.executemany("DELETE FROM blocks WHERE id = ?", [(block_id,) for block_id in blocks.ids])
+def _block_ids(packed: bytes | None) -> Sequence[int]:
+    """None where the list is damaged: the blocks stay in the file, but can no longer be reached."""
+    try:
+        return BlockList(packed or b"").ids
+    except LogCorrupt:
+        return ()
+
+
+def _delete_blocks(tx: Transaction, run: int, ids: Sequence[int]) -> None:
+    """Only blocks of `run`: the list of them may be damaged."""
+    if ids:
+        last = tx.db.execute("SELECT max(id) FROM blocks WHERE id <= ?", (ids[-1],)).fetchone()[0]
+        tx.db.execute("UPDATE meta SET block = max(block, ?)", (last or 0,))
+        tx.db.executemany("DELETE FROM blocks WHERE id = ? AND run = ?", [(block_id, run) for block_id in ids])
 
 
 def _size(lines: Sequence[bytes]) -> int:
@@ -340,17 +354,13 @@ def _size(lines: Sequence[bytes]) -> int:
 
 
 def load_head(row: tuple[Any, ...]) -> Head:
-    """A head from the columns of `HEAD_COLUMNS`."""
+    """A head from the columns of `HEAD_COLUMNS`. Raises `LogCorrupt` where the record is damaged."""
     record, state, head, first, attempt, cancel_by, ended = row
-    return Head(
-        run=msgspec.json.decode(record, type=Run),
-        state=state,
-        offset=head,
-        first=first,
-        attempt=attempt,
-        cancel_by=cancel_by,
-        ended=ended,
-    )
+    try:
+        run = msgspec.json.decode(record, type=Run)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise LogCorrupt from error
+    return Head(run=run, state=state, offset=head, first=first, attempt=attempt, cancel_by=cancel_by, ended=ended)
 
 
 HEAD_COLUMNS = "record, state, head, first, attempt, cancel_by, ended"

@@ -6,12 +6,13 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from headrace.engines.sqlite.operations import HEAD_COLUMNS, load_head
 from headrace.engines.sqlite.schema import open_for_reading
-from headrace.engines.sqlite.stored import BlockList, load_block
+from headrace.engines.sqlite.stored import BlockList, load_block, load_consecutive
 from headrace.errors import LogCorrupt, NotFound
 from headrace.identity import Owner
 from headrace.ports import Block, FeedEntry, Head, RunState
@@ -25,6 +26,14 @@ class Stored(NamedTuple):
     no: int
     head: Head
     blocks: BlockList
+
+
+class FeedPage(NamedTuple):
+    entries: list[FeedEntry]
+    upto: int
+    """The id up to which was looked."""
+    floor: int
+    """Up to this id blocks may have been trimmed already when the page was read."""
 
 
 class Reader:
@@ -47,16 +56,17 @@ class Reader:
         no, packed, *columns = rows[0]
         return Stored(no, load_head(tuple(columns)), BlockList(packed or b""))
 
-    async def blocks(self, ids: Sequence[int]) -> list[Block]:
-        """The blocks of one run with these row ids, in order. Raises `LogCorrupt`."""
-        return await self._in_thread(lambda db: _load_blocks(db, ids))
+    async def blocks(self, run: int, ids: Sequence[int], after: int) -> list[Block]:
+        """The events of a run right after `after`, from the rows with these ids. Raises `LogCorrupt`."""
+        return await self._in_thread(lambda db: _load_blocks(db, run, ids, after))
 
-    async def feed(self, owner: Owner, after: int, upto: int, limit: int) -> tuple[list[FeedEntry], int]:
-        """Up to `limit` blocks of the owner's runs with ids in (`after`, `upto`], and the id up to which was looked."""
+    async def feed(self, owner: Owner, after: int, upto: int, limit: int) -> FeedPage:
+        """Up to `limit` blocks of the owner's runs with ids in (`after`, `upto`]."""
         return await self._in_thread(lambda db: _load_feed(db, owner, after, upto, limit))
 
     async def heads(self, owner: Owner, limit: int, before: str | None, state: RunState | None) -> list[Head]:
-        """Newest first. Raises `NotFound` where `before` is not a run of the owner."""
+        """Newest first, without those whose record is damaged. Raises `NotFound` where `before` is not a run of the
+        owner."""
         below = 2**63 - 1
         if before is not None:
             rows = await self._query(
@@ -65,12 +75,7 @@ class Reader:
             if not rows:
                 raise NotFound
             below = rows[0][0]
-        rows = await self._query(
-            f"SELECT {HEAD_COLUMNS} FROM runs WHERE tenant = ?1 AND subject = ?2 AND no < ?3"
-            " AND (?4 IS NULL OR state = ?4) ORDER BY no DESC LIMIT ?5",
-            (owner.tenant, owner.subject, below, state, limit),
-        )
-        return [load_head(row) for row in rows]
+        return await self._in_thread(lambda db: _load_heads(db, owner, below, state, limit))
 
     async def feed_floor(self) -> int:
         rows = await self._query("SELECT feed_floor FROM meta", ())
@@ -93,7 +98,23 @@ class Reader:
         return db
 
 
-def _load_blocks(db: sqlite3.Connection, ids: Sequence[int]) -> list[Block]:
+def _load_heads(db: sqlite3.Connection, owner: Owner, below: int, state: RunState | None, limit: int) -> list[Head]:
+    rows = db.execute(
+        f"SELECT {HEAD_COLUMNS} FROM runs WHERE tenant = ?1 AND subject = ?2 AND no < ?3"
+        " AND (?4 IS NULL OR state = ?4) ORDER BY no DESC",
+        (owner.tenant, owner.subject, below, state),
+    )
+    heads: list[Head] = []
+    with closing(rows):
+        for row in rows:
+            with suppress(LogCorrupt):
+                heads.append(load_head(row))
+            if len(heads) >= limit:
+                break
+    return heads
+
+
+def _load_blocks(db: sqlite3.Connection, run: int, ids: Sequence[int], after: int) -> list[Block]:
     rows = db.execute(
         "SELECT b.run, b.first, b.last, b.checksum, b.body FROM json_each(?) j JOIN blocks b ON b.id = j.value"
         " ORDER BY b.id",
@@ -101,14 +122,15 @@ def _load_blocks(db: sqlite3.Connection, ids: Sequence[int]) -> list[Block]:
     ).fetchall()
     if len(rows) != len(ids):
         raise LogCorrupt
-    return [load_block(*row) for row in rows]
+    return load_consecutive(run, after, rows)
 
 
-def _load_feed(db: sqlite3.Connection, owner: Owner, after: int, upto: int, limit: int) -> tuple[list[FeedEntry], int]:
+def _load_feed(db: sqlite3.Connection, owner: Owner, after: int, upto: int, limit: int) -> FeedPage:
     rows = db.execute(
         "SELECT b.id, r.id, b.run, b.first, b.last, b.checksum, b.body FROM blocks b JOIN runs r ON r.no = b.run"
         " WHERE b.id > ? AND b.id <= ? AND r.tenant = ? AND r.subject = ? ORDER BY b.id LIMIT ?",
         (after, upto, owner.tenant, owner.subject, limit),
     ).fetchall()
+    floor = db.execute("SELECT feed_floor FROM meta").fetchone()[0]  # last: what the rows lack is below it by now
     entries = [FeedEntry(block_id, run_id, load_block(*rest)) for block_id, run_id, *rest in rows]
-    return entries, entries[-1].sequence if len(entries) == limit else upto
+    return FeedPage(entries, entries[-1].sequence if len(entries) == limit else upto, floor)

@@ -62,23 +62,32 @@ CREATE TABLE meta (
 """
 
 
+_BUSY_SECONDS = 60.0
+"""How long a commit waits where somebody else, such as a backup, holds the file."""
+
+
 def open_for_writing(path: Path) -> sqlite3.Connection:
     """The writing connection, with the tables made. Raises `ConfigurationError` for a file of another kind."""
+    db = sqlite3.connect(
+        path, isolation_level=None, check_same_thread=False, cached_statements=512, timeout=_BUSY_SECONDS
+    )
     try:
-        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if version > VERSION:
+            raise ConfigurationError(f"{path.name} was written by a newer Headrace: upgrade, or choose another --data.")
+        if tables and version != VERSION:
+            raise ConfigurationError(f"{path.name} is not a log of Headrace: choose another --data directory.")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA journal_size_limit = 67108864")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
+        if not tables:
             db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {VERSION};")
             db.execute("INSERT INTO meta VALUES (?, 0, 0, 0)", (new_epoch(),))
             db.execute("COMMIT")
-    except sqlite3.DatabaseError as error:
-        raise ConfigurationError(f"{path.name} cannot be opened as a log: choose another --data directory.") from error
-    if version > VERSION:
+    except BaseException:
         db.close()
-        raise ConfigurationError(f"{path.name} was written by a newer Headrace: upgrade, or choose another --data.")
+        raise
     return db
 
 

@@ -26,8 +26,24 @@ def load_block(run: int, first: int, last: int, stored_checksum: int, body: byte
         raise LogCorrupt
     try:
         return Block(first, tuple(map(decode, lines)), lines)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise LogCorrupt from error
+
+
+def load_consecutive(run: int, after: int, rows: Sequence[tuple[int, int, int, int, bytes]]) -> list[Block]:
+    """The events of `run` right after `after`, from rows of (run, first, last, checksum, body).
+
+    Raises `LogCorrupt` where the rows are not exactly that: a damaged list of blocks could name those of others.
+    """
+    if any(row[0] != run for row in rows):
+        raise LogCorrupt
+    blocks = [load_block(*row) for row in rows]
+    blocks[0] = blocks[0].after(after)
+    for block in blocks:
+        if block.first != after + 1 or not block.events:
+            raise LogCorrupt
+        after = block.last
+    return blocks
 
 
 class BlockList:
@@ -36,6 +52,9 @@ class BlockList:
     __slots__ = ("_firsts", "_ids", "bytes")
 
     def __init__(self, packed: bytes = b"") -> None:
+        """Raises `LogCorrupt` where `packed` cannot be such a list. Whether it is the right one, the blocks tell."""
+        if packed and len(packed) % 16 != 8:
+            raise LogCorrupt
         numbers = array("q", packed)
         self.bytes = numbers.pop() if numbers else 0
         half = len(numbers) // 2

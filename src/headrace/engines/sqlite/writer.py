@@ -9,14 +9,14 @@ from threading import Thread
 from typing import Any
 
 from headrace.engines.sqlite.operations import Append, Ids, Operation, Transaction, append_all
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, StorageFull
 
 _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
 
 
 @dataclass(frozen=True)
 class Commit:
-    """What became of a group: one result (a value or a `HeadraceError`) for each operation, or none committed."""
+    """What became of a group: one result (a value or an exception) for each operation, or none committed."""
 
     operations: Sequence[Operation]
     results: Sequence[Any] = ()
@@ -27,7 +27,8 @@ class Commit:
 
 
 class Writer:
-    """Owns the writing connection. `submit` hands over one group; `done` is called on the loop when it is durable."""
+    """Owns the writing connection. `submit` hands over one group, its appends last; `done` is called on the loop when
+    it is durable."""
 
     def __init__(self, db: sqlite3.Connection, ids: Ids, done: Callable[[Commit], None]) -> None:
         self._tx = Transaction(db, ids)
@@ -41,47 +42,62 @@ class Writer:
         self._groups.put(group)
 
     async def close(self) -> None:
-        """Commit what was submitted, then close the file."""
+        """Commit what was submitted, then close the file: with the log copied into it, where no reader is left."""
         self._groups.put(None)
         await asyncio.to_thread(self._thread.join)
-        self._tx.db.close()
 
     def _run(self) -> None:
         while (group := self._groups.get()) is not None:
             commit = self._commit(group)
             self._loop.call_soon_threadsafe(self._done, commit)
+        self._tx.db.close()
 
     def _commit(self, group: Sequence[Operation]) -> Commit:
+        """One transaction. Where an operation fails for a reason of its own, each is tried alone."""
         db = self._tx.db
         try:
             db.execute("BEGIN IMMEDIATE")
             results = self._apply(group)
             db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except Exception as error:
             _roll_back(db)
             if getattr(error, "sqlite_errorcode", None) in _FULL:
                 return Commit(group, full=True)
-            return Commit(group, failure=error)
-        except Exception as error:
-            _roll_back(db)
-            return Commit(group, failure=error)
+            if _is_of_the_disk(error):
+                return Commit(group, failure=error)
+            return Commit(group, [error]) if len(group) == 1 else self._commit_each(group)
+        return Commit(group, results)
+
+    def _commit_each(self, group: Sequence[Operation]) -> Commit:
+        results: list[Any] = []
+        for operation in group:
+            commit = self._commit([operation])
+            if commit.failure is not None:
+                return Commit(group, failure=commit.failure)
+            results.append(StorageFull(retry_after=5) if commit.full else commit.results[0])
         return Commit(group, results)
 
     def _apply(self, group: Sequence[Operation]) -> list[Any]:
-        """Appends go last and in bulk: none of them can depend on a command that was not acknowledged yet."""
-        results: dict[Operation, Any] = {}
-        appends: list[Append] = []
+        """Appends are last in a group and applied in bulk: none of them can depend on a command that was not
+        acknowledged yet."""
+        results: list[Any] = []
         for operation in group:
             if isinstance(operation, Append):
-                appends.append(operation)
-                continue
+                break
             try:
-                results[operation] = operation.apply(self._tx)
+                results.append(operation.apply(self._tx))
             except HeadraceError as error:
-                results[operation] = error
+                results.append(error)
+        appends = [operation for operation in group[len(results) :] if isinstance(operation, Append)]
         if appends:
-            results.update(zip(appends, append_all(self._tx, appends), strict=True))
-        return [results[operation] for operation in group]
+            results += append_all(self._tx, appends)
+        return results
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether the file, rather than what was to be written, is at fault."""
+    own = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.InterfaceError)
+    return isinstance(error, sqlite3.Error) and not isinstance(error, own)
 
 
 def _roll_back(db: sqlite3.Connection) -> None:
