@@ -63,7 +63,6 @@ class Settings(BaseSettings):
     first_event_timeout: float = Field(60.0, gt=0, description="Seconds a model may take to say anything.")
     model_idle_timeout: float = Field(30.0, gt=0, description="Seconds between two events of a model.")
 
-    api_keys: bool = Field(False, description="Ask for an API key (made by `headrace token --key`).")
     jwt_secret: SecretStr | None = Field(None, description="Secret of HS256 tokens, at least 32 bytes.")
     jwt_jwks_file: Path | None = Field(None, description="Key set (JWKS) of RS256, ES256 or EdDSA tokens.")
     jwt_audience: str | None = Field(None, description="What the `aud` claim of a token must be.")
@@ -79,8 +78,12 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest request body.")
 
-    retention_days: float | None = Field(None, gt=0, description="Days after which the events of ended runs are trimmed.")
-    retention_bytes: int | None = Field(None, ge=1, description="Most bytes of events; the oldest ended runs are trimmed.")
+    retention_days: float | None = Field(
+        None, gt=0, description="Days after which the events of ended runs are trimmed."
+    )
+    retention_bytes: int | None = Field(
+        None, ge=1, description="Most bytes of events; the oldest ended runs are trimmed."
+    )
 
     log_level: str = Field(
         "INFO", validation_alias=AliasChoices("HEADRACE_LOG_LEVEL", "LOG_LEVEL"), description="Least severe log line."

@@ -44,6 +44,7 @@ class _Feed:
 class MemoryEngine:
     """`RunLog` and `RunQueue` in memory."""
 
+    writable = True
     durability = "memory: nothing survives the end of this process"
 
     def __init__(self, *, lease_seconds: float = 15.0, clock: Callable[[], float] = time.monotonic) -> None:

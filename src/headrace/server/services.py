@@ -1,12 +1,13 @@
 """What the endpoints work with; put together by `bootstrap`."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from headrace.limits import Limiter
 from headrace.ports import WireProtocol
 from headrace.runs import Runs
 from headrace.server.auth import Authenticator, Tickets
+from headrace.server.auth.peer import Network
 from headrace.server.open_streams import OpenStreams
 from headrace.telemetry import Telemetry
 
@@ -26,5 +27,7 @@ class Services:
     max_body_bytes: int = 1 << 20
     allowed_origins: frozenset[str] = frozenset()
     """Web origins, besides the server's own, whose pages may open sockets here."""
+    trusted_proxies: Sequence[Network] = ()
+    """Whose X-Forwarded-For is believed."""
     metrics_public: bool = True
     """Whether `/metrics` answers callers without the `metrics` scope: on loopback only."""

@@ -46,7 +46,6 @@ class EventStream(Response, Generic[T]):
         self.principal = principal
         self.status_code = 200
         self.background = None
-        self.body = b""
         self._source = source
         self._encode = encode
         self._framing = framing

@@ -74,7 +74,8 @@ class LiveRun:
 
 class SqliteEngine:
     """`commit_interval`: seconds from the start of one commit to the next under load, so that events of many runs
-    share a commit; a commit after a pause, and one that somebody waits for, starts at once."""
+    share a commit; a commit after a pause, and one that somebody waits for, starts at once. `on_commit` is told the
+    seconds that a commit took and the number of events in it."""
 
     durability = "sqlite: committed events survive kill -9 and power loss (WAL, synchronous=FULL)"
 
@@ -84,12 +85,14 @@ class SqliteEngine:
         *,
         lease_seconds: float = 15.0,
         commit_interval: float = 0.002,
+        on_commit: Callable[[float, int], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.lease_seconds = lease_seconds
         self.feed_epoch = ""
         self._path = path
         self._commit_interval = commit_interval
+        self._on_commit = on_commit
         self._dispatch = Dispatch(lease_seconds, clock)
         self._live: dict[str, LiveRun] = {}
         self._feeds: dict[Owner, FeedTail] = {}
@@ -106,6 +109,11 @@ class SqliteEngine:
         self._closing = False
         self._timers: list[asyncio.TimerHandle] = []
         self._claiming: dict[str, Claimer] = {}
+
+    @property
+    def writable(self) -> bool:
+        """Whether a run could be started now: the disk has neither failed nor run full."""
+        return not self._full and self._failure is None
 
     # start and close
 
@@ -454,6 +462,9 @@ class SqliteEngine:
                 self._refuse(operation, result)
             else:
                 self._accept(operation, result)
+        if self._on_commit is not None:
+            events = sum(len(operation.lines) for operation in commit.operations if isinstance(operation, op.Append))
+            self._on_commit(self._loop.time() - self._committed_at, events)
         if self._waiting:
             self._schedule()
 

@@ -1,6 +1,7 @@
 """A model for load tests: says what it is told to, as fast, as long and as badly as it is told to."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import cycle, islice
 from typing import Annotated, NamedTuple
@@ -15,6 +16,7 @@ from headrace.providers.demo.pace import Pace
 ERRORS = {code: cls for code, cls in BY_CODE.items() if issubclass(cls, ModelError)}
 """What `error` may be."""
 _NUMBERS = 1000
+_CODES = "|".join(re.escape(code) for code in ERRORS)
 
 Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 Milliseconds = Annotated[float, Meta(ge=0, le=3_600_000)]
@@ -46,7 +48,7 @@ class EchoModel:
         pace_ms: Milliseconds = 0.0,
         first_ms: Milliseconds = 0.0,
         batch: Annotated[int, Meta(ge=1, le=10_000)] = 32,
-        error: str | None = None,
+        error: Annotated[str, Meta(pattern=f"^({_CODES})$")] | None = None,
         error_after: Count | None = None,
         stall_after: Count | None = None,
     ) -> None:

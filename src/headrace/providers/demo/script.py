@@ -55,7 +55,7 @@ class ScriptModel:
     name = "demo:script"
     continues = True
 
-    def __init__(self, path: str | Path, *, speed: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] = 1.0) -> None:
+    def __init__(self, path: Path, *, speed: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] = 1.0) -> None:
         """`speed` 2 is twice as fast as recorded."""
         lines = _read(Path(path))
         self._events = [line.event() for line in lines]

@@ -10,6 +10,7 @@ from headrace.events import KINDS
 from headrace.identity import Principal
 from headrace.ports import Idempotency
 from headrace.position import Position
+from headrace.server.auth import client_address
 from headrace.server.services import Services
 
 
@@ -24,7 +25,7 @@ async def caller(request: Request) -> Principal:
     principal = services.authenticator.authenticate(
         request.scope["headers"],
         ticket=request.query_params.get("ticket"),
-        client=request.client.host if request.client else None,
+        client=client_address(request.scope.get("client"), request.scope["headers"], services.trusted_proxies),
     )
     request.state.principal = principal
     services.limits.request(principal)

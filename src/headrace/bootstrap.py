@@ -1,0 +1,239 @@
+"""The one place that picks adapters: settings in, a whole Headrace out."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from importlib.metadata import version
+from ipaddress import ip_network
+
+import structlog
+from fastapi import FastAPI
+
+from headrace.agents.chat import chat_agent
+from headrace.agents.generator import TextGenerator, generator_agent
+from headrace.documents import DocumentIndex, default_documents
+from headrace.engines.memory import MemoryEngine
+from headrace.engines.sqlite import SqliteEngine
+from headrace.errors import ConfigurationError, HeadraceError
+from headrace.execution import RunLimits
+from headrace.identity import Limits
+from headrace.limits import Limiter
+from headrace.ports import Agent, AgentFactory, Model, Run, WireProtocol
+from headrace.protocols.agent_chat import AgentChat
+from headrace.protocols.native import Native
+from headrace.providers.demo import ExtractiveModel
+from headrace.providers.discovery import discover
+from headrace.providers.openai import OpenAIModel, Timeouts
+from headrace.providers.reference import DEMOS, ModelReference
+from headrace.runs import Runs
+from headrace.server.app import create_app
+from headrace.server.auth import (
+    AuthConfig,
+    Authenticator,
+    TokenIssuer,
+    check_bind,
+    is_loopback,
+    load_secret,
+    own_issuer,
+)
+from headrace.server.auth.peer import Network
+from headrace.server.open_streams import OpenStreams
+from headrace.server.services import Services
+from headrace.settings import Settings, load_settings
+from headrace.telemetry import Telemetry
+from headrace.worker import Worker
+
+logger = structlog.get_logger("headrace")
+
+_TRIM_SECONDS = 60.0
+_GRACE_SECONDS = 1.0
+"""For runs that are about to end when the process is told to stop."""
+TOKEN_SECRET = "token.secret"  # noqa: S105  the name of a file
+KEY_FILE = "auth.json"
+INDEX_FILE = "documents.db"
+_SERVERS_CHOICE = "default"
+"""Sent where a URL names no model; servers of one model take any name."""
+
+
+class Headrace:
+    """One process of Headrace: an engine, a worker, and the door, wired and not yet started.
+
+    `app` is an ASGI app that starts and stops everything by its lifespan. Mounted into another app, whose server
+    does not run the lifespan of a mounted one, enter `running()` in the other app's lifespan.
+
+    `agents` are more agents by name: factories, or plain async generator functions of strings wrapped by
+    `headrace.agent`. An agent named `default` takes the place of the chat agent.
+    """
+
+    def __init__(self, settings: Settings | None = None, *, agents: Mapping[str, AgentFactory] | None = None) -> None:
+        self.settings = settings or load_settings()
+        self.telemetry = Telemetry()
+        self.engine = _engine(self.settings, self.telemetry)
+        self.model: Model | None = None
+        """Chosen at the start, where the chat agent is used."""
+        self._agents: dict[str, AgentFactory] = dict(agents or {})
+        self._needs_model = "default" not in self._agents
+        if self._needs_model:
+            self._agents["default"] = self._chat
+        self.worker = Worker(
+            self.engine,
+            self.engine,
+            self._agents,
+            telemetry=self.telemetry,
+            max_runs=self.settings.max_runs,
+            limits=RunLimits(total=self.settings.stream_timeout, idle=self.settings.idle_timeout),
+        )
+        self.authenticator = Authenticator(auth_config(self.settings))
+        self.open_streams = OpenStreams(self.authenticator.still_valid)
+        self.runs = Runs(self.engine, self._agents)
+        self.app = create_app(self._services(), version=version("headrace"), lifespan=self._lifespan)
+        self._running = False
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Headrace"]:
+        """Everything started on entry, stopped in order on exit; runs that have not ended go on at the next start."""
+        async with AsyncExitStack() as stack:
+            await self.engine.start()
+            stack.push_async_callback(self.engine.close)
+            if self._needs_model:
+                self.model = await choose_model(self.settings)
+                await self.model.start()
+                stack.push_async_callback(self.model.close)
+            self.worker.start()
+            stack.push_async_callback(self.worker.stop, _GRACE_SECONDS)
+            for chore in (self.open_streams.watch_credentials(), self._trim()):
+                task = asyncio.create_task(chore)
+                stack.push_async_callback(_stop, task)
+            self._running = True
+            stack.callback(self._not_running)
+            yield self
+
+    async def drain(self) -> None:
+        """Take no more work and end every stream in order: the process is about to stop."""
+        self.open_streams.drain()
+
+    def _not_running(self) -> None:
+        self._running = False
+
+    @asynccontextmanager
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        async with self.running():
+            yield
+
+    def _chat(self, run: Run) -> Agent:
+        assert self.model is not None
+        return chat_agent(self.model, system_prompt=self.settings.system_prompt)(run)
+
+    def _services(self) -> Services:
+        settings = self.settings
+        protocols: list[WireProtocol] = [Native(), AgentChat(settings.stream_chunk_size)]
+        return Services(
+            runs=self.runs,
+            protocols={protocol.name: protocol for protocol in protocols},
+            authenticator=self.authenticator,
+            tickets=self.authenticator.tickets,
+            limits=Limiter(),
+            open_streams=self.open_streams,
+            telemetry=self.telemetry,
+            ready=self._ready,
+            stream_enabled=settings.stream_enabled,
+            max_body_bytes=settings.max_body_bytes,
+            allowed_origins=settings.allowed_origins,
+            metrics_public=is_loopback(settings.host),
+            trusted_proxies=_networks(settings.trusted_proxies),
+        )
+
+    async def _ready(self) -> bool:
+        return self._running and self.engine.writable
+
+    async def _trim(self) -> None:
+        """Keep to the retention settings."""
+        days, max_bytes = self.settings.retention_days, self.settings.retention_bytes
+        if days is None and max_bytes is None:
+            return
+        while True:
+            with suppress(HeadraceError):
+                await self.engine.trim(older_than=None if days is None else days * 86_400, max_bytes=max_bytes)
+            await asyncio.sleep(_TRIM_SECONDS)
+
+
+def agent(generator: TextGenerator) -> AgentFactory:
+    """An agent from an async generator function that takes a `RunContext` and yields strings. A decorator."""
+    return generator_agent(generator)
+
+
+async def choose_model(settings: Settings) -> Model:
+    """The configured model; else what the configured key opens; else one found on loopback; else the demo."""
+    if settings.model is not None:
+        return await _model(ModelReference.parse(settings.model), settings)
+    if settings.openai_api_key is not None:
+        return _openai(settings, settings.openai_base_url, settings.openai_model)
+    if settings.discover and (found := await discover(exclude_port=settings.port)) is not None:
+        logger.info("model server found", product=found.product, model=found.model)
+        return _openai(settings, found.base_url, found.model, name=f"{found.product}:{found.model}")
+    return await _model(ModelReference.parse("demo"), settings)
+
+
+def _engine(settings: Settings, telemetry: Telemetry) -> MemoryEngine | SqliteEngine:
+    if settings.engine == "memory":
+        return MemoryEngine()
+    return SqliteEngine(settings.data / "log.db", on_commit=telemetry.committed)
+
+
+def auth_config(settings: Settings) -> AuthConfig:
+    """What is accepted as a credential. Raises `ConfigurationError` where the server must not start like this."""
+    issuers: list[TokenIssuer] = []
+    secret = None
+    if settings.jwt_secret is not None or settings.jwt_jwks_file is not None:
+        if settings.jwt_issuer is None or settings.jwt_audience is None:
+            raise ConfigurationError("Tokens need HEADRACE_JWT_ISSUER and HEADRACE_JWT_AUDIENCE as well: set both.")
+        secret = settings.jwt_secret.get_secret_value().encode() if settings.jwt_secret is not None else None
+        issuers.append(
+            TokenIssuer(
+                issuer=settings.jwt_issuer,
+                audience=settings.jwt_audience,
+                secret=secret,
+                jwks=settings.jwt_jwks_file,
+                tenant_claim=settings.jwt_tenant_claim,
+            )
+        )
+    own_secret = settings.data / TOKEN_SECRET
+    if own_secret.exists():
+        issuers.append(own_issuer(load_secret(own_secret)))
+    config = AuthConfig(
+        keys=settings.data / KEY_FILE,
+        issuers=tuple(issuers),
+        local=is_loopback(settings.host),
+        limits=Limits(streams=settings.max_streams, requests_per_minute=settings.requests_per_minute),
+    )
+    check_bind(settings.host, auth_configured=config.configured(), hmac_secret=secret)
+    return config
+
+
+def _networks(texts: Sequence[str]) -> tuple[Network, ...]:
+    try:
+        return tuple(ip_network(text) for text in texts)
+    except ValueError as error:
+        raise ConfigurationError(f"HEADRACE_TRUSTED_PROXIES: {error}. Give networks such as 10.0.0.0/8.") from error
+
+
+async def _model(reference: ModelReference, settings: Settings) -> Model:
+    if reference.provider == "openai":
+        return _openai(settings, reference.base_url or settings.openai_base_url, reference.model or _SERVERS_CHOICE)
+    if reference.model == "extractive":
+        folder = settings.documents or default_documents()
+        index = await asyncio.to_thread(DocumentIndex.build, folder, settings.data / INDEX_FILE)
+        return ExtractiveModel(index, **reference.options)
+    demo: Model = DEMOS[str(reference.model)](**reference.options)
+    return demo
+
+
+def _openai(settings: Settings, base_url: str, model: str, name: str | None = None) -> OpenAIModel:
+    key = settings.openai_api_key.get_secret_value() if settings.openai_api_key is not None else None
+    timeouts = Timeouts(first_event=settings.first_event_timeout, idle=settings.model_idle_timeout)
+    return OpenAIModel(model=model, base_url=base_url, api_key=key, name=name, timeouts=timeouts)
+
+
+async def _stop(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.wait([task])
