@@ -10,6 +10,7 @@ from headrace.server import problem
 from headrace.server.endpoints import chat, feed, health, runs, tickets
 from headrace.server.middleware import RequestLog
 from headrace.server.services import Services
+from headrace.server.websocket import router as websocket
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -23,6 +24,7 @@ def create_app(services: Services, *, version: str, lifespan: Lifespan | None = 
     app.include_router(runs.router)
     app.include_router(feed.router)
     app.include_router(tickets.router)
+    app.include_router(websocket)
     app.include_router(health.router)
     app.add_middleware(RequestLog, limits=services.limits)
     problem.install(app)
