@@ -25,6 +25,7 @@ def _from_rst(text: str) -> str:
                 continue
             lines += ["```", ""]
             margin = None
+        line = line.replace("``", "`")
         if line.lstrip().startswith(".. "):
             if "code" in line and "::" in line:
                 lines.append("```")
@@ -33,7 +34,7 @@ def _from_rst(text: str) -> str:
             lines += [line[:-1], "```"]
             margin = indent
         else:
-            lines.append(line.replace("``", "`"))
+            lines.append(line)
     return "\n".join(lines)
 
 

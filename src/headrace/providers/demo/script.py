@@ -103,13 +103,13 @@ def _read(path: Path) -> list[ScriptLine]:
         for number, line in enumerate(path.read_bytes().splitlines(), start=1):  # noqa: B007
             if line.strip():
                 lines.append(_decode(line))
-    except OSError as error:
-        raise ConfigurationError("The script of `demo:script` cannot be read. Check its path.") from error
     except msgspec.MsgspecError as error:
         raise ConfigurationError(
             f"Line {number} of the script of `demo:script` is not one: it is a JSON object with `after_ms` "
             "and exactly one of `text`, `reasoning`, `tool_call`, `usage`, `finish`."
         ) from error
+    except (OSError, ValueError) as error:
+        raise ConfigurationError("The script of `demo:script` cannot be read. Check its path.") from error
     if not lines or any(line.finish is not None for line in lines[:-1]):
         raise ConfigurationError("The script of `demo:script` is empty, or goes on after its `finish`.")
     return lines
