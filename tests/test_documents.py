@@ -249,7 +249,8 @@ def test_sentences_of_lists_tables_and_prose() -> None:
     assert sentences("One, e.g. This one. Two (p50) and 3! Is [it](x.md)?\nYes") == [
         "One, e.g. This one.",
         "Two (p50) and 3!",
-        "Is it? Yes",
+        "Is it?",
+        "Yes",
     ]
     assert sentences("一つ目。二つ目。") == ["一つ目。", "二つ目。"]
 

@@ -25,16 +25,16 @@ def _from_rst(text: str) -> str:
                 continue
             lines += ["```", ""]
             margin = None
-        line = line.replace("``", "`")
         if line.lstrip().startswith(".. "):
             if "code" in line and "::" in line:
                 lines.append("```")
                 margin = indent
-        elif line.endswith("::"):
-            lines += [line[:-1], "```"]
+            continue
+        lines.append(line.replace("``", "`"))
+        if line.endswith("::"):
+            lines[-1] = lines[-1][:-1]
+            lines.append("```")
             margin = indent
-        else:
-            lines.append(line)
     return "\n".join(lines)
 
 
