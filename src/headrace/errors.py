@@ -45,7 +45,8 @@
     │   ├── RunTimeout                   504 limit.total_time
     │   ├── RunIdle                      504 limit.idle_time
     │   ├── TooManySteps                 500 limit.max_steps
-    │   └── AgentFailed                  500 agent.failed
+    │   ├── AgentFailed                  500 agent.failed
+    │   └── Cancelled                    499 run.cancelled
     ├── ModelError                       (mapped at the provider's edge)
     │   ├── ModelBadRequest              502 model.bad_request
     │   ├── ModelAuthFailed              502 model.auth
@@ -66,7 +67,8 @@
     │   └── LogCorrupt                   500 log_corrupt
     ├── ClientError                      (raised by `headrace.client` only)
     │   ├── Unreachable                  503 client.unreachable
-    │   └── StreamCut                    502 client.stream_cut
+    │   ├── StreamCut                    502 client.stream_cut
+    │   └── UnexpectedAnswer             502 client.unexpected_answer
     └── ConfigurationError               500 configuration
 
 `status` is the HTTP status, `code` is stable, `detail` is a fixed sentence with the next step. What came from outside
@@ -330,6 +332,13 @@ class AgentFailed(RunError):
     detail = "The agent failed."
 
 
+class Cancelled(RunError):
+    """The client raises it for a run that was cancelled, where an answer was asked for."""
+
+    status, code = 499, "run.cancelled"
+    detail = "The run was cancelled."
+
+
 class ModelError(HeadraceError):
     """The model could not answer. Raised by providers, which map every foreign error to one of these."""
 
@@ -432,6 +441,11 @@ class Unreachable(ClientError):
 class StreamCut(ClientError):
     status, code, retryable = 502, "client.stream_cut", True
     detail = "The stream ended before the run did, and could not be resumed."
+
+
+class UnexpectedAnswer(ClientError):
+    status, code = 502, "client.unexpected_answer"
+    detail = "What answers at this URL is not Headrace. Is the URL right, and does a proxy in front let it through?"
 
 
 class ConfigurationError(HeadraceError):
