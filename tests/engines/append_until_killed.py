@@ -17,7 +17,7 @@ from headrace.engines.sqlite import SqliteEngine
 from headrace.errors import HeadraceError
 from headrace.events import RunCompleted, RunStarted, TextDelta
 from headrace.identity import Owner
-from headrace.ports import Run
+from headrace.ports import Lease, Run
 from headrace.position import new_epoch
 
 
@@ -47,11 +47,10 @@ async def work(engine: SqliteEngine, name: str) -> None:
         tell("ended", lease.run_id, await engine.append(lease.run_id, lease.attempt, [RunCompleted(output="")]))
 
 
-async def after_failure(engine: SqliteEngine) -> None:
-    run_id = (await engine.list(Owner("t", "ann"), limit=1))[0].run.id
+async def after_failure(engine: SqliteEngine, kept: Lease) -> None:
     attempts: dict[str, Callable[[], Awaitable[object]]] = {
         "create": lambda: create(engine),
-        "append": lambda: engine.append(run_id, engine._live[run_id].attempt, [delta("late")]),
+        "append": lambda: engine.append(kept.run_id, kept.attempt, [delta("late")]),
         "claim": lambda: engine.claim("w"),
     }
     for name, attempt in attempts.items():
@@ -60,17 +59,20 @@ async def after_failure(engine: SqliteEngine) -> None:
             tell(name, "accepted")
         except HeadraceError as error:
             tell(name, error.code)
-    tell("read", sum([len(block.events) async for blocks in engine.read(run_id, live=False) for block in blocks]))
+    tell("read", sum([len(block.events) async for blocks in engine.read(kept.run_id, live=False) for block in blocks]))
 
 
 async def main(folder: Path) -> None:
     engine = SqliteEngine(folder / "log.db")
     await engine.start()
+    await create(engine)
+    kept = await engine.claim("keeper")
+    tell("claimed", kept.run_id, kept.attempt)
     try:
         await asyncio.gather(*(work(engine, f"w{number}") for number in range(4)))
     except HeadraceError as error:
         tell("failed", error.code)
-        await after_failure(engine)
+        await after_failure(engine, kept)
     await engine.close()
 
 

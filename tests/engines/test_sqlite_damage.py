@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.engines.story import ANN, Clock, Story, completed, delta, lines
 
 from headrace.engines.sqlite import SqliteEngine
 from headrace.errors import ConfigurationError, HeadraceError, LogCorrupt, NotFound
+from headrace.ports import Block
 
 
 async def start(folder: Path) -> Story:
@@ -23,6 +25,20 @@ def change(folder: Path, sql: str, *parameters: object) -> None:
     db = sqlite3.connect(folder / "log.db", isolation_level=None)
     assert db.execute(sql, parameters).rowcount > 0
     db.close()
+
+
+async def read_into(got: list[Sequence[Block]], story: Story, run_id: str) -> None:
+    """What came before an error counts too."""
+    async for blocks in story.engine.read(run_id, live=False):
+        got.append(blocks)  # noqa: PERF401
+
+
+def copy_of(folder: Path) -> Path:
+    copy = folder / "copy"
+    copy.mkdir()
+    for file in folder.glob("log.db*"):
+        shutil.copy(file, copy)
+    return copy
 
 
 async def three_runs(story: Story) -> dict[str, list[bytes]]:
@@ -70,10 +86,9 @@ async def test_a_block_in_anothers_place_is_not_served(sqlite_story: Story, tmp_
     whole = await three_runs(sqlite_story)
     first, damaged, third = whole
     change(tmp_path, sql)
-    got = []
+    got: list[Sequence[Block]] = []
     with pytest.raises(LogCorrupt):
-        async for blocks in sqlite_story.engine.read(damaged, live=True):
-            got.append(blocks)  # noqa: PERF401 - what came before the error counts
+        await read_into(got, sqlite_story, damaged)
     assert lines(got) == whole[damaged][: len(lines(got))]
     for run_id in (first, third):
         assert await sqlite_story.texts(run_id) == whole[run_id]
@@ -103,10 +118,7 @@ async def test_damage_in_an_open_run_does_not_keep_the_server_from_starting(
     for lease in leases:
         for number in range(3):
             await sqlite_story.engine.append(lease.run_id, 1, [delta(number)])
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for file in tmp_path.glob("log.db*"):
-        shutil.copy(file, copy)
+    copy = copy_of(tmp_path)
     change(copy, sql)
     story = await start(copy)
     damaged = leases[1].run_id
@@ -144,10 +156,9 @@ async def test_any_flipped_byte_of_the_file_serves_nothing_wrong(sqlite_story: S
             refused += 1
             continue
         for run_id, texts in whole.items():
-            got = []
+            got: list[Sequence[Block]] = []
             try:
-                async for blocks in engine.read(run_id, live=False):
-                    got.append(blocks)  # noqa: PERF401 - what came before an error counts
+                await read_into(got, Story(engine, Clock()), run_id)
             except HeadraceError:
                 refused += 1
             else:

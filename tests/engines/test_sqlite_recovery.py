@@ -17,12 +17,16 @@ from headrace.errors import ConfigurationError, PositionGone
 APPENDER = Path(__file__).with_name("append_until_killed.py")
 
 
+def copy_log(source: Path, folder: Path) -> None:
+    folder.mkdir()
+    for file in source.glob("log.db*"):
+        shutil.copy(file, folder)
+
+
 async def start_on_copy(story: Story, folder: Path) -> Story:
     """What a new process would find if the one of `story` were killed now."""
-    folder.mkdir()
     assert isinstance(story.engine, SqliteEngine)
-    for file in story.engine._path.parent.glob("log.db*"):
-        shutil.copy(file, folder)
+    copy_log(story.engine._path.parent, folder)
     return await start(folder)
 
 
