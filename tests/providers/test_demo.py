@@ -112,8 +112,15 @@ async def test_where_nothing_fits_it_says_so_and_what_can_be_done(index: Documen
     text = text_of(events)
     assert text.startswith(f"{LABEL}\n\nNothing in the documents fits this question.")
     assert "The mill, The miller" in text
-    assert "--model openai:NAME" in text
+    assert "set OPENAI_API_KEY" in text
     assert sources_of(events) == []
+
+
+async def test_one_short_document_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "mill.md").write_text("# The mill\n\nThe pit wheel has 80 teeth. It turns the stones.\n")
+    with contextlib.closing(DocumentIndex.build(tmp_path)) as index:
+        text = text_of(await all_of(ExtractiveModel(index, pace_ms=0), ask("How many big teeth has the pit wheel?")))
+    assert "The pit wheel has 80 teeth. [1]" in text
 
 
 async def test_without_documents_it_says_so(tmp_path: Path) -> None:

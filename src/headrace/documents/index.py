@@ -100,13 +100,13 @@ class DocumentIndex:
         return [Passage(*row) for row in rows]
 
     def weights(self, query: str) -> dict[str, float]:
-        """How much each term of `query` tells: the rarer in the documents, the more (its inverse frequency)."""
+        """How much each term of `query` tells: the rarer in the documents, the more, and never less than 1."""
         found: dict[str, float] = {}
         with self._lock:
             for term in query_terms(query):
                 row = self._connection.execute("SELECT doc FROM document_terms WHERE term = ?", (term,)).fetchone()
                 count = row[0] if row else 0
-                found[term] = math.log(1 + (max(self.passages, count) - count + 0.5) / (count + 0.5))
+                found[term] = 1 + math.log(1 + (max(self.passages, count) - count + 0.5) / (count + 0.5))
         return found
 
     def titles(self, limit: int = 5) -> list[str]:

@@ -14,7 +14,7 @@ _STOP = frozenset(
         r"\w+",
         """a about all also am an and any are as at be because been but by called can could describe did do
         does explain find for from get give had happen happened happens has have he her here his how i if in
-        into is it its itself just know let like made make makes making me mean means might more most much
+        into is it its itself just know let like made make makes many making me mean means might more most much
         must my need no not now of on one only or other our out please she should show so some such tell than
         that the their them then there these they thing this those to us use used uses using want was way we
         were what when where which while who whom whose why will with work works would you your""",

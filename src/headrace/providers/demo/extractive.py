@@ -19,8 +19,8 @@ LABEL = "Demo model (no AI): it only quotes your documents."
 """The first line of every answer."""
 
 _REAL_MODEL = (
-    "For an answer in its own words, start the server with a real model: `--model openai:NAME` and a key, "
-    "or `--model` with the URL of a model server."
+    "For an answer in its own words, give the server a real model: set OPENAI_API_KEY, "
+    "or start it with `--model` and the URL of a model server."
 )
 _SMALL_TALK = (
     (

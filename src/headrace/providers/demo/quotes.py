@@ -16,6 +16,7 @@ _CONTEXT = 0.5
 _LEAD = 1.3
 """For a sentence that begins with a term of the question: it is likely to say what that is."""
 _WORDS = range(4, 70)
+"""Distinct words of a sentence that is worth quoting."""
 
 
 class Quote(NamedTuple):
@@ -48,10 +49,10 @@ def _candidates(passages: list[Passage], weights: dict[str, float]) -> Iterator[
         around = frozenset(terms(f"{passage.title} {passage.heading}")) & weights.keys()
         closeness = passage.score / passages[0].score if passages[0].score else 0.0
         for place, text in enumerate(sentences(passage.text)):
-            if text in seen or len(text.split()) not in _WORDS:
+            said = terms(text)
+            if text in seen or len({*said}) not in _WORDS:
                 continue
             seen.add(text)
-            said = terms(text)
             own = frozenset(said) & weights.keys()
             worth = _weight(own, weights) + _CONTEXT * _weight(around - own, weights)
             lead = _LEAD if said and said[0] in own else 1.0
