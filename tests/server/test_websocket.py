@@ -702,32 +702,35 @@ async def test_row_78_a_flood_of_messages(door: Door) -> None:
     writer.close()
 
 
-async def test_row_79_a_reader_that_stopped_learns_why_and_goes_on_from_its_last_position(open_door: OpenDoor) -> None:
+async def test_row_79_a_reader_that_stopped_learns_why_and_goes_on_from_its_last_positions(open_door: OpenDoor) -> None:
     """What stands in front of the close frame are whole event frames, each with its position."""
     door: Door = await open_door(deadlines=Deadlines(write=0.5, linger=15))
-    head = await door.finished(LOCAL, count=400, text="x" * 40_000)
+    heads = {head.run.id: head for head in [await door.finished(LOCAL, count=150, text="x" * 40_000) for _ in range(3)]}
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.setblocking(False)
-    loop = asyncio.get_running_loop()
-    await loop.sock_connect(client, ("127.0.0.1", door.listener.ports[0]))
+    await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", door.listener.ports[0]))
     reader, writer = await asyncio.open_connection(sock=client, limit=1024)
     writer.write(handshake(door.host))
     await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
-    follow = json.dumps({"type": "follow", "run_id": head.run.id}).encode()
-    writer.write(bytes([0x81, 0x80 | len(follow)]) + bytes(4) + follow)
-    await eventually(lambda: door.telemetry.cuts == 1)
-    received = await asyncio.wait_for(reader.read(), PATIENCE)
+    for run_id in heads:
+        follow = json.dumps({"type": "follow", "run_id": run_id}).encode()
+        writer.write(bytes([0x81, 0x80 | len(follow)]) + bytes(4) + follow)
+    await eventually(lambda: door.telemetry.cuts == len(heads))
+    texts, code = parse(await asyncio.wait_for(reader.read(), PATIENCE))
     writer.close()
-    texts, code = parse(received)
     assert code == 1013
-    seen = events([json.loads(text) for text in texts])
-    assert 0 < len(seen) < head.offset
+    assert texts
+    seen: dict[str, list[Frame]] = {run_id: [] for run_id in heads}
+    for frame in events([json.loads(text) for text in texts]):
+        seen[frame["run_id"]].append(frame)
     async with door.connect() as second:
         await ready(second)
-        await say(second, "follow", run_id=head.run.id, after=seen[-1]["id"])
-        seen += events(await hear_until(second, "end"))
-    assert [frame["data"]["offset"] for frame in seen] == list(range(1, head.offset + 1))
+        for run_id, before in seen.items():
+            assert len(before) < heads[run_id].offset
+            await say(second, "follow", run_id=run_id, after=before[-1]["id"] if before else "-1")
+            whole = before + events(await hear_until(second, "end"))
+            assert [frame["data"]["offset"] for frame in whole] == list(range(1, heads[run_id].offset + 1))
 
 
 async def test_row_79_a_half_open_peer_is_closed(open_door: OpenDoor) -> None:

@@ -1,6 +1,6 @@
 """One run that a socket follows: a cursor, moved by a task of its own."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 from headrace.ports import Head, WireProtocol
 from headrace.position import Position
@@ -8,8 +8,8 @@ from headrace.server.framing import BlockEncoder
 from headrace.server.services import Services
 from headrace.server.websocket import frames
 
-SendAll = Callable[[Sequence[str]], Awaitable[None]]
-"""Sends messages in order, waiting while the socket takes no more."""
+Send = Callable[[str], Awaitable[None]]
+"""Sends a message, waiting while the socket takes no more."""
 
 
 class Following:
@@ -35,11 +35,11 @@ class Following:
         services.telemetry.resumes += after is not None
         services.telemetry.replays += head.closed
 
-    async def run(self, send_all: SendAll) -> None:
+    async def run(self, send: Send) -> None:
         """Send what is in the log and what comes, until it is closed, and then the end."""
         async for blocks in self._blocks:
             for block in blocks:
-                if encoded := self._encode(block):
-                    await send_all(frames.messages(encoded))
+                for message in frames.messages(self._encode(block)):
+                    await send(message)
                 self._last = max(self._last, Position(self._last.epoch, block.last))
-        await send_all([frames.end(self.run_id, self._last)])
+        await send(frames.end(self.run_id, self._last))

@@ -78,15 +78,12 @@ class OpenSocket:
 
     # --- sending -----------------------------------------------------------------------------------------------------
 
-    async def _send(self, *texts: str) -> None:
-        await self._send_all(texts)
-
-    async def _send_all(self, texts: Sequence[str]) -> None:
+    async def _send(self, text: str) -> None:
+        """Runs take turns message by message, since a block of one can be megabytes."""
         async with self._sending:
             if self._over.done():  # another task has met the end while this one waited
                 raise WebSocketDisconnect
-            for text in texts:
-                await self._websocket.send_text(text)
+            await self._websocket.send_text(text)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -208,7 +205,7 @@ class OpenSocket:
     async def _deliver(self, following: Following) -> None:
         try:
             try:
-                await following.run(self._send_all)
+                await following.run(self._send)
             except HeadraceError as error:
                 await self._send(frames.error(error, {"run_id": following.run_id}))
         except WebSocketDisconnect:
