@@ -5,6 +5,7 @@ cancel for two seconds is left behind, and its run is closed without it.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from headrace.events import (
     RunCancelled,
     RunCompleted,
     RunFailed,
+    RunStarted,
+    TextDelta,
     Unknown,
 )
 from headrace.ports import Agent, AgentFactory, AgentItem, Head, Lease, RunContext, RunLog
@@ -29,6 +32,7 @@ from headrace.telemetry import Telemetry
 
 logger = structlog.get_logger("headrace.execution")
 
+_NOT_OF_AGENTS = frozenset({RunStarted, AttemptStarted, *TERMINAL})
 _UNCONFIRMED_EVENTS = 1000
 """How far an agent may run ahead of the disk."""
 
@@ -76,6 +80,11 @@ class Execution:
         self._unconfirmed = 0
         self._last_message: MessageEnd | None = None
         self._last_activity = self._loop.time()
+        self._spoke = False
+        """The first text of this attempt was written."""
+        self._waited = 0.0
+        """Seconds from the start of the run to the start of this attempt."""
+        self._began = 0.0
         self._task = self._loop.create_task(self._run(), name=f"run {lease.run_id}")
         self.done: asyncio.Future[None] = self._loop.create_future()
         self._task.add_done_callback(self._task_done)
@@ -133,10 +142,12 @@ class Execution:
         agent = factory(head.run)
         context = await self._context(head, agent)
         if head.attempt > 1:
-            self._write([AttemptStarted(attempt=head.attempt, mode="continue")])
+            self._log.append(head.run.id, head.attempt, [AttemptStarted(attempt=head.attempt, mode="continue")])
         self._agent = agent
         self._watch_time(self._loop.time() + self._limits.total)
-        self._telemetry.run_began(head.run)
+        self._telemetry.runs_started += 1
+        self._waited = max(0.0, time.time() - head.run.created)
+        self._began = self._last_activity = self._loop.time()
         await self._drive(agent.run(context))
         if self._stopping:
             raise asyncio.CancelledError  # the agent swallowed it, and would look finished
@@ -165,26 +176,45 @@ class Execution:
 
     async def _drive(self, items: AsyncIterator[AgentItem]) -> None:
         """The loop that everything an agent says passes through."""
+        clock = self._loop.time
         async with aclosing(cast("AsyncGenerator[AgentItem, None]", items)):
             async for item in items:
-                now = self._loop.time()
-                events = item if isinstance(item, Sequence) else (item,)
-                self._telemetry.events_written(self.lease.run_id, events, now - self._last_activity)
+                events = item if isinstance(item, list | tuple) else (item,)
+                if not events:
+                    continue
+                now = clock()
+                if type(events[0]) is TextDelta:
+                    self._note_text(len(events), now)
                 self._last_activity = now
                 self._write(events)
                 if self._unconfirmed > _UNCONFIRMED_EVENTS:
                     await self._confirmed()
 
+    def _note_text(self, pieces: int, now: float) -> None:
+        if self._spoke:
+            self._telemetry.text_written(pieces, now - self._last_activity)
+        else:
+            self._telemetry.first_text_written(pieces, self._waited + now - self._began)
+
     def _write(self, events: Sequence[AnyEvent]) -> None:
+        urgent = False
         for event in events:
-            if type(event) is MessageEnd:
+            kind = type(event)
+            if kind is TextDelta:
+                if not self._spoke:
+                    urgent = self._spoke = True
+            elif isinstance(event, MessageEnd):
                 self._last_message = event
-            elif isinstance(event, TERMINAL):
+            elif kind in _NOT_OF_AGENTS:
                 raise AgentFailed
         self._unconfirmed += len(events)
-        future = self._log.append(self.lease.run_id, self.lease.attempt, events)
-        if future is not self._last_append:
-            self._last_append = future
+        future = self._log.append(self.lease.run_id, self.lease.attempt, events, urgent=urgent)
+        if future is self._last_append:
+            return
+        self._last_append = future
+        if future.done():
+            self._appended(future)
+        else:
             future.add_done_callback(self._appended)
 
     def _appended(self, future: "asyncio.Future[int]") -> None:
@@ -225,7 +255,7 @@ class Execution:
         if error is not None:
             logger.warning("run not ended by this worker", run_id=self.lease.run_id, reason=str(error))
         else:
-            self._telemetry.run_ended(self.lease.run_id, terminal)
+            self._telemetry.run_ended(terminal)
 
     # time
 

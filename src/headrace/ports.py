@@ -103,6 +103,19 @@ class FeedEntry(NamedTuple):
     block: Block
 
 
+class Subscriber(Protocol):
+    """Is called on the event loop in the very turn in which a block was committed. Must neither wait nor raise."""
+
+    def deliver(self, block: Block) -> bool:
+        """Take the next block. False ends the subscription, with this block not taken."""
+
+    def closed(self) -> None:
+        """The log has ended, and its last block was delivered."""
+
+
+Subscribed: TypeAlias = Literal["subscribed", "behind", "closed"]
+
+
 class RunLog(Protocol):
     """Keeps logs. Every promise of this port is a test in `tests/engines/test_contract.py`.
 
@@ -124,7 +137,9 @@ class RunLog(Protocol):
 
     async def head(self, run_id: str) -> Head: ...
 
-    def append(self, run_id: str, attempt: int, events: Sequence[Event]) -> "asyncio.Future[int]":
+    def append(
+        self, run_id: str, attempt: int, events: Sequence[Event], *, urgent: bool = False
+    ) -> "asyncio.Future[int]":
         """Submit events at once, in order, and give a future of the offset of the last, done when they are committed.
 
         Not a coroutine: a hot path may call it for every event and wait only for the last future. Appends that are
@@ -141,6 +156,15 @@ class RunLog(Protocol):
         nothing back and nothing is buffered for it. Raises `PositionAhead`, `PositionGone` (with `first_available`)
         and `LogCorrupt`.
         """
+
+    def subscribe(self, run_id: str, after: int, subscriber: Subscriber) -> Subscribed:
+        """Deliver every block after `after` as it is committed, for followers that can take them without a task.
+
+        Only from the end of the log on: `behind` where there are committed events after `after` (`read` them first),
+        `closed` where nothing more can come or the run is not known. Both leave nothing behind.
+        """
+
+    def unsubscribe(self, run_id: str, subscriber: Subscriber) -> None: ...
 
     def feed(self, owner: Owner, after: int | None, *, live: bool) -> AsyncIterator[Sequence[FeedEntry]]:
         """The blocks of all runs of an owner in commit order after sequence `after`; `None` starts at the end."""

@@ -14,7 +14,19 @@ import msgspec
 from headrace.errors import ForeignPosition, InvalidField, LogCorrupt, NotFound, PositionAhead, PositionGone
 from headrace.events import TERMINAL, RunCancelled, RunCompleted, RunFailed, RunStarted
 from headrace.identity import Principal
-from headrace.ports import Block, Created, FeedEntry, Head, Idempotency, Run, RunLog, RunState, StartCommand
+from headrace.ports import (
+    Block,
+    Created,
+    FeedEntry,
+    Head,
+    Idempotency,
+    Run,
+    RunLog,
+    RunState,
+    StartCommand,
+    Subscribed,
+    Subscriber,
+)
 from headrace.position import Position, new_epoch
 
 _ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -65,6 +77,17 @@ class Runs:
         if position.offset < head.first - 1:
             raise PositionGone(first_available=str(Position(head.run.epoch, head.first - 1)))
         return self._log.read(head.run.id, position.offset, live=live)
+
+    def read(self, head: Head, after: int) -> AsyncIterator[Sequence[Block]]:
+        """What is committed after offset `after` by now."""
+        return self._log.read(head.run.id, after, live=False)
+
+    def subscribe(self, head: Head, after: int, subscriber: Subscriber) -> Subscribed:
+        """See `RunLog.subscribe`."""
+        return self._log.subscribe(head.run.id, after, subscriber)
+
+    def unsubscribe(self, head: Head, subscriber: Subscriber) -> None:
+        self._log.unsubscribe(head.run.id, subscriber)
 
     async def result(self, head: Head) -> RunCompleted | RunFailed | RunCancelled:
         """The run's last event, once it is there."""

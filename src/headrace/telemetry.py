@@ -4,7 +4,6 @@ On the hot path an observation is a bisect and two additions, an order of magnit
 library renders them. Labels come from small fixed sets only.
 """
 
-import time
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
@@ -12,8 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from headrace.events import Event, RunCancelled, RunCompleted, TextDelta
-from headrace.ports import Run
+from headrace.events import Event, RunCancelled, RunCompleted
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -56,28 +54,20 @@ class Telemetry:
         self.cuts = 0
         self.commit_seconds = Histogram(_SECONDS)
         self.commit_events = Histogram(_COUNTS)
-        self._waiting: dict[str, float] = {}
-        """Runs without a first token yet, and when they were created on the monotonic clock."""
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Exporter(self))
 
-    def run_began(self, run: Run) -> None:
-        self.runs_started += 1
-        self._waiting[run.id] = time.monotonic() - max(0.0, time.time() - run.created)
+    def first_text_written(self, pieces: int, seconds: float) -> None:
+        """`seconds` since the run was started."""
+        self.tokens += pieces
+        self.first_token.observe(seconds)
 
-    def events_written(self, run_id: str, events: Sequence[Event], gap: float) -> None:
+    def text_written(self, pieces: int, gap: float) -> None:
         """`gap`: seconds since the agent's last events."""
-        if type(events[0]) is not TextDelta:
-            return
-        self.tokens += len(events)
-        began = self._waiting.pop(run_id, None) if self._waiting else None
-        if began is None:
-            self.token_gap.observe(gap)
-        else:
-            self.first_token.observe(time.monotonic() - began)
+        self.tokens += pieces
+        self.token_gap.observe(gap)
 
-    def run_ended(self, run_id: str, terminal: Event) -> None:
-        self._waiting.pop(run_id, None)
+    def run_ended(self, terminal: Event) -> None:
         if isinstance(terminal, RunCompleted):
             self.runs_ended["completed"] += 1
         elif isinstance(terminal, RunCancelled):

@@ -17,7 +17,7 @@ from headrace.engines.tail import Tail, Waiters
 from headrace.errors import Fenced, IdempotencyMismatch, LogClosed, NotFound, PositionAhead, PositionGone, RunActive
 from headrace.events import Event, RunCancelled, encode
 from headrace.identity import Owner
-from headrace.ports import Block, Created, FeedEntry, Head, Idempotency, Lease, Run, RunState
+from headrace.ports import Block, Created, FeedEntry, Head, Idempotency, Lease, Run, RunState, Subscribed, Subscriber
 from headrace.position import Position, new_epoch
 
 
@@ -59,6 +59,7 @@ class MemoryEngine:
         self._expiry: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._watch_leases()
 
     async def close(self) -> None:
@@ -87,8 +88,10 @@ class MemoryEngine:
     async def head(self, run_id: str) -> Head:
         return self._log(run_id).head
 
-    def append(self, run_id: str, attempt: int, events: Sequence[Event]) -> "asyncio.Future[int]":
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    def append(
+        self, run_id: str, attempt: int, events: Sequence[Event], *, urgent: bool = False
+    ) -> "asyncio.Future[int]":
+        future: asyncio.Future[int] = self._loop.create_future()
         try:
             log = self._logs.get(run_id)
             if log is None or log.head.closed:
@@ -117,6 +120,14 @@ class MemoryEngine:
                 await log.tail.wait()
             else:
                 return
+
+    def subscribe(self, run_id: str, after: int, subscriber: Subscriber) -> Subscribed:
+        log = self._logs.get(run_id)
+        return log.tail.subscribe(after, subscriber) if log is not None else "closed"
+
+    def unsubscribe(self, run_id: str, subscriber: Subscriber) -> None:
+        if (log := self._logs.get(run_id)) is not None:
+            log.tail.unsubscribe(subscriber)
 
     async def feed(self, owner: Owner, after: int | None, *, live: bool) -> AsyncIterator[Sequence[FeedEntry]]:
         if after is not None and after > self._sequence:

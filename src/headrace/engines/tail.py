@@ -5,7 +5,7 @@ import asyncio
 from bisect import bisect_right
 from operator import attrgetter
 
-from headrace.ports import Block, FeedEntry
+from headrace.ports import Block, FeedEntry, Subscribed, Subscriber
 
 _first = attrgetter("first")
 _sequence = attrgetter("sequence")
@@ -39,10 +39,11 @@ class Tail(Waiters):
     """Blocks in order without holes, from `first` to `last`; older ones are dropped beyond `max_bytes`.
 
     A follower asks `after(offset)` and, where that is empty and the log is not `closed`, awaits `wait()`: no task
-    switch lies between the two, so nothing is missed. Followers share the very same blocks.
+    switch lies between the two, so nothing is missed. Or, once it is at the end, it subscribes. Followers share the
+    very same blocks.
     """
 
-    __slots__ = ("_blocks", "_bytes", "_max_bytes", "closed", "last")
+    __slots__ = ("_blocks", "_bytes", "_max_bytes", "_subscribers", "closed", "last")
 
     def __init__(self, last: int = 0, *, max_bytes: int | None = None) -> None:
         super().__init__()
@@ -51,6 +52,7 @@ class Tail(Waiters):
         self._blocks: list[Block] = []
         self._bytes = 0
         self._max_bytes = max_bytes
+        self._subscribers: dict[Subscriber, None] = {}
 
     @property
     def first(self) -> int:
@@ -58,16 +60,34 @@ class Tail(Waiters):
         return self._blocks[0].first if self._blocks else self.last + 1
 
     def publish(self, block: Block, size: int) -> None:
-        """Add a committed block of `size` bytes. The caller wakes the followers once it has added all it has."""
+        """Add a committed block of `size` bytes and hand it to the subscribers. The caller wakes those who wait, once
+        it has added all it has."""
         self._blocks.append(block)
         self.last = block.last
         self._bytes += size
         if self._max_bytes is not None and self._bytes > self._max_bytes:
             self._drop_oldest_half()
+        for subscriber in tuple(self._subscribers):
+            if not subscriber.deliver(block):
+                self._subscribers.pop(subscriber, None)
 
     def close(self) -> None:
         self.closed = True
         self.wake()
+        subscribers, self._subscribers = self._subscribers, {}
+        for subscriber in subscribers:
+            subscriber.closed()
+
+    def subscribe(self, after: int, subscriber: Subscriber) -> Subscribed:
+        if after < self.last:
+            return "behind"
+        if self.closed:
+            return "closed"
+        self._subscribers[subscriber] = None
+        return "subscribed"
+
+    def unsubscribe(self, subscriber: Subscriber) -> None:
+        self._subscribers.pop(subscriber, None)
 
     def after(self, offset: int) -> list[Block]:
         """The blocks that hold the events after `offset`, which must not lie before `first - 1`."""

@@ -6,11 +6,11 @@ from starlette.responses import Response
 
 from headrace.errors import HeadraceError
 from headrace.identity import Principal
-from headrace.ports import Block, Head, WireProtocol
+from headrace.ports import Head, WireProtocol
 from headrace.position import Position
 from headrace.server.framing import BlockEncoder, Framing
+from headrace.server.run_stream import RunStream
 from headrace.server.services import Services
-from headrace.server.stream import EventStream
 
 
 def follow(
@@ -28,17 +28,17 @@ def follow(
     """Raises for a position that cannot be served, before anything is sent."""
     encoder = BlockEncoder(protocol, head.run, framing, after=after, kinds=kinds)
     start = after if protocol.stateless else None
-    source = services.runs.follow(head, start, live=True)
     services.telemetry.resumes += after is not None
     services.telemetry.replays += head.closed
 
     def show_error(error: HeadraceError) -> bytes:
         return encoder.view.error(error.info())
 
-    return EventStream[Block](
-        source,
+    return RunStream(
+        services.runs,
+        head,
+        start,
         encoder,
-        framing,
         principal=principal,
         open_streams=services.open_streams,
         limits=services.limits,

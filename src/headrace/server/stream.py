@@ -57,7 +57,9 @@ class EventStream(Response, Generic[T]):
         self._error: HeadraceError | None = None
         self._gone = False
         self._task: asyncio.Task[object] | None = None
-        self._sent_at = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._sent_at = self._loop.time()
+        self._opening = framing.opening(random.randint(1000, 3000))  # noqa: S311  spreads clients, guards nothing
         self.init_headers(
             {
                 "Content-Type": framing.media_type,
@@ -75,7 +77,7 @@ class EventStream(Response, Generic[T]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             with self._limits.stream(self.principal), self._open_streams.hold(self):
-                await self._respond(receive, send)
+                await self._respond(scope, receive, send)
         except HeadraceError as error:  # nothing was sent yet: limits and drain come first
             await problem_response(error)(scope, receive, send)
         if self._gone:
@@ -83,14 +85,13 @@ class EventStream(Response, Generic[T]):
             if self._on_disconnect is not None:
                 await self._on_disconnect()
 
-    async def _respond(self, receive: Receive, send: Send) -> None:
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._task = asyncio.current_task()
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        watch = asyncio.create_task(self._watch(receive, send))
         self._telemetry.open_streams["sse"] += 1
         last = b""
         try:
-            await self._pump(send)
+            await self._deliver_all(scope, receive, send)
         except asyncio.CancelledError:
             if self._error is None and not self._gone:
                 raise
@@ -101,19 +102,26 @@ class EventStream(Response, Generic[T]):
             last = self._framing.bare(self._show_error(error))
         finally:
             self._telemetry.open_streams["sse"] -= 1
-            watch.cancel()
         if not self._gone:
             await send({"type": "http.response.body", "body": last, "more_body": False})
 
-    async def _pump(self, send: Send) -> None:
-        loop = asyncio.get_running_loop()
-        self._sent_at = loop.time()
-        opening = self._framing.opening(random.randint(1000, 3000))  # noqa: S311  spreads clients, guards nothing
-        async for items in self._source:
-            for body in self._writes(items):
-                await send({"type": "http.response.body", "body": opening + body, "more_body": True})
-                self._sent_at = loop.time()
-                opening = b""
+    async def _deliver_all(self, scope: Scope, receive: Receive, send: Send) -> None:
+        watch = asyncio.create_task(self._watch(receive, send))
+        try:
+            async for items in self._source:
+                for body in self._writes(items):
+                    await self._send(send, body)
+        finally:
+            watch.cancel()
+
+    async def _send(self, send: Send, body: bytes) -> None:
+        await send({"type": "http.response.body", "body": self._opened(body), "more_body": True})
+        self._sent_at = self._loop.time()
+
+    def _opened(self, body: bytes) -> bytes:
+        """The bytes with the connection's opening in front, if they are its first."""
+        opening, self._opening = self._opening, b""
+        return opening + body if opening else body
 
     def _writes(self, items: Sequence[T]) -> Sequence[bytes]:
         """Whole frames, several to a write where the reader is behind."""
@@ -136,20 +144,26 @@ class EventStream(Response, Generic[T]):
 
     async def _watch(self, receive: Receive, send: Send) -> None:
         """Notice that the client left, and ping one that has heard nothing for a while."""
-        loop = asyncio.get_running_loop()
         while True:
             try:
                 async with asyncio.timeout(PING_SECONDS):
                     message = await receive()
             except TimeoutError:
-                if loop.time() - self._sent_at >= PING_SECONDS / 2:
-                    await send({"type": "http.response.body", "body": self._framing.ping, "more_body": True})
+                if self._is_silent():
+                    await self._send(send, self._framing.ping)
             else:
                 if message["type"] == "http.disconnect":
-                    self._gone = True
-                    assert self._task is not None
-                    self._task.cancel()
+                    self._left()
                     return
+
+    def _is_silent(self) -> bool:
+        return self._loop.time() - self._sent_at >= PING_SECONDS / 2
+
+    def _left(self) -> None:
+        """The client is gone."""
+        self._gone = True
+        assert self._task is not None
+        self._task.cancel()
 
     def _last_words(self) -> bytes:
         if self._error is None or isinstance(self._error, Draining):

@@ -36,7 +36,7 @@ from headrace.errors import (
 )
 from headrace.events import Event, encode
 from headrace.identity import Owner
-from headrace.ports import Block, Created, FeedEntry, Head, Idempotency, Lease, Run, RunState
+from headrace.ports import Block, Created, FeedEntry, Head, Idempotency, Lease, Run, RunState, Subscribed, Subscriber
 from headrace.position import Position
 
 _TAIL_BYTES = 1 << 20
@@ -84,7 +84,7 @@ class SqliteEngine:
         path: Path,
         *,
         lease_seconds: float = 15.0,
-        commit_interval: float = 0.002,
+        commit_interval: float = 0.005,
         on_commit: Callable[[float, int], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -199,7 +199,9 @@ class SqliteEngine:
         live = self._live.get(run_id)
         return live.head() if live is not None else (await self._reader.run(run_id)).head
 
-    def append(self, run_id: str, attempt: int, events: Sequence[Event]) -> "asyncio.Future[int]":
+    def append(
+        self, run_id: str, attempt: int, events: Sequence[Event], *, urgent: bool = False
+    ) -> "asyncio.Future[int]":
         live = self._live.get(run_id)
         if live is None or live.closing:
             return _failed(LogClosed())
@@ -221,6 +223,7 @@ class SqliteEngine:
         if state is not None:
             pending.closing = op.Closing(state, time.time())
             live.closing = True
+        if urgent or state is not None:
             self._hurry()
         return pending.future
 
@@ -237,6 +240,14 @@ class SqliteEngine:
             raise NotFound  # it is being created; this loop has not heard of the commit yet
         async for blocks in self._read_live(run, after, live):
             yield blocks
+
+    def subscribe(self, run_id: str, after: int, subscriber: Subscriber) -> Subscribed:
+        live = self._live.get(run_id)
+        return live.tail.subscribe(after, subscriber) if live is not None else "closed"
+
+    def unsubscribe(self, run_id: str, subscriber: Subscriber) -> None:
+        if (live := self._live.get(run_id)) is not None:
+            live.tail.unsubscribe(subscriber)
 
     async def feed(self, owner: Owner, after: int | None, *, live: bool) -> AsyncIterator[Sequence[FeedEntry]]:
         if after is not None and after > self._last_block:
@@ -375,6 +386,7 @@ class SqliteEngine:
         return StorageFailed() if self._failure is not None or self._closing else None
 
     def _submit(self, operation: op.Operation, *, urgent: bool = False) -> "asyncio.Future[Any]":
+        operation.future = self._loop.create_future()
         if self._refused is not None:
             self._refuse(operation, self._refused)
             return operation.future

@@ -73,9 +73,8 @@ class Operation:
 
     retry_when_full = True
     """Whether it waits for space on a full disk, rather than fails with `StorageFull`."""
-
-    def __init__(self) -> None:
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    future: "asyncio.Future[Any]"
+    """Set when it is submitted."""
 
     def apply(self, tx: Transaction) -> Any:
         raise NotImplementedError
@@ -96,7 +95,6 @@ class Create(Operation):
     retry_when_full = False
 
     def __init__(self, run: Run, first: Event, idempotency: Idempotency | None) -> None:
-        super().__init__()
         self.run = run
         self.record = msgspec.json.encode(run)  # here, since what cannot be encoded is to fail its caller alone
         self.first = first
@@ -145,7 +143,6 @@ class Append(Operation):
     """Events of one run, growing until the writer takes it. Applied in bulk, see `append_all`."""
 
     def __init__(self, run: int, run_id: str, attempt: int) -> None:
-        super().__init__()
         self.run = run
         self.run_id = run_id
         self.attempt = attempt
@@ -192,7 +189,6 @@ def append_all(tx: Transaction, appends: Sequence[Append]) -> list[int | Fenced 
 
 class Claim(Operation):
     def __init__(self, run_id: str) -> None:
-        super().__init__()
         self.run_id = run_id
 
     def apply(self, tx: Transaction) -> int | None:
@@ -208,7 +204,6 @@ class Release(Operation):
     """A run whose worker gave it back, or fell silent, is nobody's until the next claim."""
 
     def __init__(self, run: int, run_id: str, attempt: int) -> None:
-        super().__init__()
         self.run = run
         self.run_id = run_id
         self.attempt = attempt
@@ -227,7 +222,6 @@ class Cancelled(NamedTuple):
 
 class RequestCancel(Operation):
     def __init__(self, run: int, run_id: str, by: str) -> None:
-        super().__init__()
         self.run = run
         self.run_id = run_id
         self.by = by
@@ -258,7 +252,6 @@ class RequestCancel(Operation):
 
 class Delete(Operation):
     def __init__(self, run_id: str) -> None:
-        super().__init__()
         self.run_id = run_id
 
     def apply(self, tx: Transaction) -> None:
@@ -279,7 +272,6 @@ class Trim(Operation):
     _RUNS_AT_A_TIME = 50
 
     def __init__(self, ended_before: float | None, max_bytes: int | None) -> None:
-        super().__init__()
         self.ended_before = ended_before
         self.max_bytes = max_bytes
 
@@ -314,7 +306,6 @@ class Index(Operation):
     """Write down the blocks of live runs, so that a start after a crash has little to read through."""
 
     def __init__(self, live: Sequence[LiveBlocks], indexed: int) -> None:
-        super().__init__()
         self.live = live
         self.indexed = indexed
 

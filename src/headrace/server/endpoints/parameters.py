@@ -14,14 +14,14 @@ from headrace.server.auth import client_address
 from headrace.server.services import Services
 
 
-def services_of(request: Request) -> Services:
+async def services_of(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
 
 async def caller(request: Request) -> Principal:
     """The verified asker, within their limit of requests. A one-time `ticket` serves where headers cannot be sent."""
-    services = services_of(request)
+    services = await services_of(request)
     principal = services.authenticator.authenticate(
         request.scope["headers"],
         ticket=request.query_params.get("ticket"),

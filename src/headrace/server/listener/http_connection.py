@@ -15,6 +15,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from headrace.errors import HeadersTooLarge, HeadraceError, InvalidRequest, RequestTimeout, URITooLong
+from headrace.server.listener.push import EXTENSION, Push
 from headrace.server.listener.refusal import refusal
 from headrace.server.listener.room import Room
 
@@ -160,6 +161,8 @@ class HttpConnection(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             raise InvalidRequest("Too many requests at once on one connection.")
         super().on_headers_complete()
+        if self.scope["method"] != "HEAD":
+            self.scope["extensions"] = {EXTENSION: Push(self.cycle)}  # type: ignore[dict-item]  # ASGI wants dicts
         self._phase = Phase.BODY
 
     def on_body(self, body: bytes) -> None:
@@ -270,6 +273,9 @@ class HttpConnection(HttpToolsProtocol):
         assert self._active is not None
         self._active.disconnected = True
         self._active.message_event.set()
+        extensions: dict[str, Any] = self._active.scope.get("extensions") or {}
+        if EXTENSION in extensions:
+            extensions[EXTENSION].disconnected()
 
     def _be_deaf(self) -> None:
         self._phase = Phase.UNHEARD
