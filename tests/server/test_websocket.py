@@ -713,9 +713,10 @@ async def test_row_79_a_reader_that_stopped_learns_why_and_goes_on_from_its_last
     reader, writer = await asyncio.open_connection(sock=client, limit=1024)
     writer.write(handshake(door.host))
     await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
-    for run_id in heads:
-        follow = json.dumps({"type": "follow", "run_id": run_id}).encode()
-        writer.write(bytes([0x81, 0x80 | len(follow)]) + bytes(4) + follow)
+    # The pings let the task that reads messages wait to send as well when the end comes.
+    for message in [*({"type": "follow", "run_id": run_id} for run_id in heads), *[{"type": "ping"}] * 2]:
+        text = json.dumps(message).encode()
+        writer.write(bytes([0x81, 0x80 | len(text)]) + bytes(4) + text)
     await eventually(lambda: door.telemetry.cuts == len(heads))
     texts, code = parse(await asyncio.wait_for(reader.read(), PATIENCE))
     writer.close()
