@@ -27,7 +27,7 @@ from headrace.events import (
     TextDelta,
     Unknown,
 )
-from headrace.ports import Agent, AgentFactory, AgentItem, Head, Lease, RunContext, RunLog
+from headrace.ports import Agent, AgentFactory, AgentItem, Head, Lease, Receipt, RunContext, RunLog
 from headrace.telemetry import Telemetry
 
 logger = structlog.get_logger("headrace.execution")
@@ -76,7 +76,7 @@ class Execution:
         self._stopping = False
         self._timers: list[asyncio.TimerHandle] = []
         self._asked: asyncio.Task[None] | None = None
-        self._last_append: asyncio.Future[int] | None = None
+        self._receipt: Receipt | None = None
         self._unconfirmed = 0
         self._last_message: MessageEnd | None = None
         self._last_activity = self._loop.time()
@@ -208,25 +208,14 @@ class Execution:
             elif kind in _NOT_OF_AGENTS:
                 raise AgentFailed
         self._unconfirmed += len(events)
-        future = self._log.append(self.lease.run_id, self.lease.attempt, events, urgent=urgent)
-        if future is self._last_append:
-            return
-        self._last_append = future
-        if future.done():
-            self._appended(future)
-        else:
-            future.add_done_callback(self._appended)
-
-    def _appended(self, future: "asyncio.Future[int]") -> None:
-        error = future.exception()
-        if error is not None and not self._task.done():
-            self.lose(error if isinstance(error, HeadraceError) else AgentFailed())
+        self._receipt = self._log.append(self.lease.run_id, self.lease.attempt, events, urgent=urgent)
+        if self._receipt.error is not None:
+            raise self._receipt.error
 
     async def _confirmed(self) -> None:
         """Until everything written so far is committed. Raises what the log raised."""
-        if self._last_append is not None:
-            await asyncio.wait([self._last_append])
-            self._last_append.result()
+        if self._receipt is not None:
+            await self._receipt
         self._unconfirmed = 0
 
     async def _after_cancel(self) -> Event | None:
@@ -249,11 +238,10 @@ class Execution:
         return self._ending
 
     async def _end(self, terminal: Event) -> None:
-        future = self._log.append(self.lease.run_id, self.lease.attempt, [terminal])
-        await asyncio.wait([future])
-        error = future.exception()
-        if error is not None:
-            logger.warning("run not ended by this worker", run_id=self.lease.run_id, reason=str(error))
+        try:
+            await self._log.append(self.lease.run_id, self.lease.attempt, [terminal])
+        except HeadraceError as error:
+            logger.warning("run not ended by this worker", run_id=self.lease.run_id, reason=error.code)
         else:
             self._telemetry.run_ended(terminal)
 

@@ -4,8 +4,7 @@ A run is an append-only log of events: an agent writes it, an engine keeps it, a
 `engines/`, `agents/`, `providers/` and `protocols/`; each begins by joining the contract tests of its port.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -103,6 +102,18 @@ class FeedEntry(NamedTuple):
     block: Block
 
 
+class Receipt(Protocol):
+    """For appended events. Appends that are committed together may share one. Cancelling who awaits it is harmless."""
+
+    error: Exception | None
+    """Why the events are not in the log, once that is known; a refusal that needs no commit is known at once."""
+
+    def done(self) -> bool: ...
+
+    def __await__(self) -> Generator[Any, None, int]:
+        """The offset of the last of the events, once they are committed. Raises `error`."""
+
+
 class Subscriber(Protocol):
     """Is called on the event loop in the very turn in which a block was committed. Must neither wait nor raise."""
 
@@ -137,16 +148,14 @@ class RunLog(Protocol):
 
     async def head(self, run_id: str) -> Head: ...
 
-    def append(
-        self, run_id: str, attempt: int, events: Sequence[Event], *, urgent: bool = False
-    ) -> "asyncio.Future[int]":
-        """Submit events at once, in order, and give a future of the offset of the last, done when they are committed.
+    def append(self, run_id: str, attempt: int, events: Sequence[Event], *, urgent: bool = False) -> "Receipt":
+        """Submit events at once, in order; await the receipt to know that they are committed.
 
-        Not a coroutine: a hot path may call it for every event and wait only for the last future. Appends that are
-        committed together may share one future, so wait for it by `asyncio.wait`, and never cancel it. It raises
-        `Fenced` where `attempt` is no longer the run's, checked in the same transaction, and `LogClosed` where the
-        log has its terminal event, where `events` go on after one, or where there is no such run; then none of these
-        events is in the log. Waits, rather than fails, while the disk is full.
+        Not a coroutine: a hot path may call it for every event and await the last receipt only. `Fenced` where
+        `attempt` is no longer the run's, checked in the same transaction, `LogClosed` where the log has its terminal
+        event or the run is not known: then none of these events is in the log, and no later append of that attempt
+        will be. Waits, rather than fails, while the disk is full. An engine may hold events back for some
+        milliseconds to commit them with others, unless they are `urgent`: somebody waits for just these.
         """
 
     def read(self, run_id: str, after: int = 0, *, live: bool) -> AsyncIterator[Sequence[Block]]:

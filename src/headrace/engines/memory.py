@@ -13,6 +13,7 @@ import msgspec
 
 from headrace.engines.dispatch import Dispatch
 from headrace.engines.ending import ending
+from headrace.engines.receipt import Receipt, refused, settled
 from headrace.engines.tail import Tail, Waiters
 from headrace.errors import Fenced, IdempotencyMismatch, LogClosed, NotFound, PositionAhead, PositionGone, RunActive
 from headrace.events import Event, RunCancelled, encode
@@ -59,7 +60,6 @@ class MemoryEngine:
         self._expiry: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
-        self._loop = asyncio.get_running_loop()
         self._watch_leases()
 
     async def close(self) -> None:
@@ -88,10 +88,7 @@ class MemoryEngine:
     async def head(self, run_id: str) -> Head:
         return self._log(run_id).head
 
-    def append(
-        self, run_id: str, attempt: int, events: Sequence[Event], *, urgent: bool = False
-    ) -> "asyncio.Future[int]":
-        future: asyncio.Future[int] = self._loop.create_future()
+    def append(self, run_id: str, attempt: int, events: Sequence[Event], *, urgent: bool = False) -> Receipt:
         try:
             log = self._logs.get(run_id)
             if log is None or log.head.closed:
@@ -100,11 +97,8 @@ class MemoryEngine:
                 raise Fenced
             self._commit(log, events)
         except Exception as error:
-            future.set_exception(error)
-            future.exception()  # a caller may wait for a later append only, which is no reason to warn
-        else:
-            future.set_result(log.head.offset)
-        return future
+            return refused(error)
+        return settled(log.head.offset)
 
     async def read(self, run_id: str, after: int = 0, *, live: bool) -> AsyncIterator[Sequence[Block]]:
         if after > self._log(run_id).head.offset:

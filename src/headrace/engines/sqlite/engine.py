@@ -16,6 +16,7 @@ from typing import IO, Any, Literal
 
 from headrace.engines.dispatch import Claimer, Dispatch
 from headrace.engines.ending import ending
+from headrace.engines.receipt import Receipt, refused
 from headrace.engines.sqlite import operations as op
 from headrace.engines.sqlite.reader import Reader, Stored
 from headrace.engines.sqlite.schema import open_for_writing
@@ -199,25 +200,23 @@ class SqliteEngine:
         live = self._live.get(run_id)
         return live.head() if live is not None else (await self._reader.run(run_id)).head
 
-    def append(
-        self, run_id: str, attempt: int, events: Sequence[Event], *, urgent: bool = False
-    ) -> "asyncio.Future[int]":
+    def append(self, run_id: str, attempt: int, events: Sequence[Event], *, urgent: bool = False) -> Receipt:
         live = self._live.get(run_id)
         if live is None or live.closing:
-            return _failed(LogClosed())
+            return refused(LogClosed())
         if live.attempt != attempt:
-            return _failed(Fenced())
+            return refused(Fenced())
         try:
             state = ending(events)
             lines = list(map(encode, events))
         except Exception as error:
-            return _failed(error)
+            return refused(error)
         pending = live.pending
         if pending is None:
             if self._refused is not None:
-                return _failed(self._refused)
+                return refused(self._refused)
             pending = live.pending = op.Append(live.no, run_id, attempt)
-            self._submit(pending)
+            self._wait_for_commit(pending)
         pending.events += events
         pending.lines += lines
         if state is not None:
@@ -225,7 +224,7 @@ class SqliteEngine:
             live.closing = True
         if urgent or state is not None:
             self._hurry()
-        return pending.future
+        return pending
 
     async def read(self, run_id: str, after: int = 0, *, live: bool) -> AsyncIterator[Sequence[Block]]:
         run = self._live.get(run_id)
@@ -390,12 +389,15 @@ class SqliteEngine:
         if self._refused is not None:
             self._refuse(operation, self._refused)
             return operation.future
-        self._waiting.append(operation)
+        self._wait_for_commit(operation)
         if urgent:
             self._hurry()
-        elif self._kick is None and not self._committing:
-            self._schedule()
         return operation.future
+
+    def _wait_for_commit(self, operation: op.Operation) -> None:
+        self._waiting.append(operation)
+        if self._kick is None and not self._committing:
+            self._schedule()
 
     def _hurry(self) -> None:
         """Commit at once what waits: a person is waiting for it."""
@@ -494,15 +496,12 @@ class SqliteEngine:
             self._given_up(operation)
         elif isinstance(operation, op.RequestCancel):
             result = self._cancel_requested(operation, result)
-        if not operation.future.done():
-            operation.future.set_result(result)
+        operation.settle(result)
 
     def _refuse(self, operation: op.Operation, error: Exception) -> None:
         if isinstance(operation, op.Claim) and (claimer := self._claiming.pop(operation.run_id, None)) is not None:
             _refuse_claimer(claimer, error)
-        if not operation.future.done():
-            operation.future.set_exception(error)
-            operation.future.exception()  # nobody may be waiting for it any more, which is no reason to warn
+        operation.refuse(error)
 
     def _begin(self, create: op.Create, new: op.NewRun) -> Head:
         live = LiveRun(new.no, create.run, head=0, blocks=BlockList())
@@ -520,7 +519,7 @@ class SqliteEngine:
         live.tail.publish(block, size)
         live.tail.wake()
         self._last_block = max(self._last_block, block_id)
-        if (feed := self._feeds.get(live.run.owner)) is not None:
+        if self._feeds and (feed := self._feeds.get(live.run.owner)) is not None:
             feed.add(FeedEntry(block_id, live.run.id, block))
 
     def _end(self, live: LiveRun, state: RunState) -> None:
@@ -577,8 +576,10 @@ class SqliteEngine:
                 self._again.append(operation)
             else:
                 self._refuse(operation, StorageFull(retry_after=5))
-        if not self._again:
-            self._again.append(self._index_operation())  # else nothing would notice that there is space again
+        if not self._again:  # else nothing would notice that there is space again
+            probe = self._index_operation()
+            probe.future = self._loop.create_future()
+            self._again.append(probe)
         self._schedule()
 
     def _stop(self, operations: Sequence[op.Operation] = ()) -> None:
@@ -633,13 +634,6 @@ class SqliteEngine:
 def _check_kept(head: Head, after: int) -> None:
     if after < head.first - 1:
         raise PositionGone(first_available=str(Position(head.run.epoch, head.first - 1)))
-
-
-def _failed(error: Exception) -> "asyncio.Future[int]":
-    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    future.set_exception(error)
-    future.exception()  # a caller may wait for a later append only, which is no reason to warn
-    return future
 
 
 def _refuse_claimer(claimer: Claimer, error: Exception) -> None:

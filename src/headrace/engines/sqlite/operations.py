@@ -5,7 +5,6 @@ written anything*: then this operation fails alone and the others of the transac
 """
 
 import asyncio
-import json
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from headrace.engines.receipt import Receipt
 from headrace.engines.sqlite.stored import BlockList, checksum
 from headrace.errors import Fenced, IdempotencyMismatch, LogClosed, LogCorrupt, NotFound, RunActive
 from headrace.events import Event, RunCancelled, encode
@@ -51,14 +51,14 @@ class NewBlock(NamedTuple):
 
 
 _INSERT = "INSERT INTO blocks (id, run, first, last, checksum, body) VALUES "
-_ROWS_AT_A_TIME = 64
+ROWS_AT_A_TIME = 64
 
 
 def insert_blocks(tx: Transaction, blocks: Sequence[NewBlock]) -> list[int]:
     """Insert many blocks by few statements: each statement is a chance to lose the interpreter lock for long."""
     ids = []
-    for start in range(0, len(blocks), _ROWS_AT_A_TIME):
-        some = blocks[start : start + _ROWS_AT_A_TIME]
+    for start in range(0, len(blocks), ROWS_AT_A_TIME):
+        some = blocks[start : start + ROWS_AT_A_TIME]
         values: list[object] = []
         for block in some:
             body = b"\n".join(block.lines)
@@ -75,6 +75,15 @@ class Operation:
     """Whether it waits for space on a full disk, rather than fails with `StorageFull`."""
     future: "asyncio.Future[Any]"
     """Set when it is submitted."""
+
+    def settle(self, result: Any) -> None:
+        if not self.future.done():
+            self.future.set_result(result)
+
+    def refuse(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+            self.future.exception()  # nobody may be waiting for it any more, which is no reason to warn
 
     def apply(self, tx: Transaction) -> Any:
         raise NotImplementedError
@@ -139,10 +148,14 @@ class Closing(NamedTuple):
     ended: float
 
 
-class Append(Operation):
-    """Events of one run, growing until the writer takes it. Applied in bulk, see `append_all`."""
+class Append(Receipt, Operation):
+    """Events of one run, growing until the writer takes it, and the receipt for them. Applied in bulk, see
+    `append_all`."""
+
+    __slots__ = ("attempt", "blocks", "closing", "events", "first", "lines", "run", "run_id")
 
     def __init__(self, run: int, run_id: str, attempt: int) -> None:
+        super().__init__()
         self.run = run
         self.run_id = run_id
         self.attempt = attempt
@@ -161,30 +174,48 @@ class Append(Operation):
         _close_run(tx, self.run, self.closing, self.first + len(self.lines) - 1, blocks)
 
 
+_APPEND = (
+    "INSERT INTO blocks (id, run, first, last, checksum, body)"
+    " SELECT column1, column2, column3, column4, column5, column6 FROM (VALUES {}) CROSS JOIN runs"
+    " WHERE no = column2 AND attempt = column7 AND ended IS NULL"
+)
+"""Inserts blocks of those runs only whose attempt is still the writer's and whose log is open: one statement checks and
+writes, so that a group of appends needs no other."""
+
+
 def append_all(tx: Transaction, appends: Sequence[Append]) -> list[int | Fenced | LogClosed]:
-    """Check every append against its run's attempt and state, then insert the good ones. Gives block ids or errors."""
-    rows = tx.db.execute(
-        "SELECT no, attempt, ended IS NOT NULL FROM runs WHERE no IN (SELECT value FROM json_each(?))",
-        (json.dumps([append.run for append in appends]),),
-    )
-    states = {no: (attempt, closed) for no, attempt, closed in rows}
+    """Insert the blocks of every append that its run still takes. Gives block ids, or why not."""
     results: list[int | Fenced | LogClosed] = []
-    good: list[Append] = []
-    for append in appends:
-        attempt, closed = states.get(append.run, (-1, True))
-        if closed:
-            results.append(LogClosed())
-        elif attempt != append.attempt:
-            results.append(Fenced())
+    for start in range(0, len(appends), ROWS_AT_A_TIME):
+        some = appends[start : start + ROWS_AT_A_TIME]
+        ids: list[int | Fenced | LogClosed] = [tx.ids.next_block() for _ in some]
+        values: list[object] = []
+        for block_id, append in zip(ids, some, strict=True):
+            body = b"\n".join(append.lines)
+            run, first = append.run, append.first
+            last = first + len(append.lines) - 1
+            values += (block_id, run, first, last, checksum(run, first, body), body, append.attempt)
+        inserted = tx.db.execute(_APPEND.format(",".join(["(?,?,?,?,?,?,?)"] * len(some))), values).rowcount
+        results += ids if inserted == len(some) else _sort_out(tx, some, ids)
+    for append, result in zip(appends, results, strict=True):
+        if append.closing is not None and isinstance(result, int):
+            append.close_row(tx, result)
+    return results
+
+
+def _sort_out(
+    tx: Transaction, appends: Sequence[Append], ids: Sequence[int | Fenced | LogClosed]
+) -> list[int | Fenced | LogClosed]:
+    """Some were not inserted: which, and why."""
+    present = {row[0] for row in tx.db.execute("SELECT id FROM blocks WHERE id >= ?", (ids[0],))}
+    results: list[int | Fenced | LogClosed] = []
+    for append, block_id in zip(appends, ids, strict=True):
+        if block_id in present:
+            results.append(block_id)
         else:
-            results.append(0)
-            good.append(append)
-    ids = insert_blocks(tx, [NewBlock(append.run, append.first, append.lines) for append in good])
-    for append, block_id in zip(good, ids, strict=True):
-        if append.closing is not None:
-            append.close_row(tx, block_id)
-    inserted = iter(ids)
-    return [next(inserted) if result == 0 else result for result in results]
+            row = tx.db.execute("SELECT ended FROM runs WHERE no = ?", (append.run,)).fetchone()
+            results.append(Fenced() if row is not None and row[0] is None else LogClosed())
+    return results
 
 
 class Claim(Operation):

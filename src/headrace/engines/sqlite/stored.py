@@ -13,8 +13,9 @@ from headrace.ports import Block
 
 
 def checksum(run: int, first: int, body: bytes) -> int:
-    """CRC-32 of a block's place and content: a block that was damaged, or stands in another's place, is noticed."""
-    return zlib.crc32(body, zlib.crc32(b"%d %d" % (run, first)))
+    """CRC-32 of a block's content, begun with its place: a block that was damaged, or stands in another's place, is
+    noticed."""
+    return zlib.crc32(body, (run * 0x9E3779B1 + first) & 0xFFFFFFFF)
 
 
 def load_block(run: int, first: int, last: int, stored_checksum: int, body: bytes) -> Block:

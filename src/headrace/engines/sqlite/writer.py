@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, TypeGuard
 
-from headrace.engines.sqlite.operations import Append, Ids, Operation, Transaction, append_all
+from headrace.engines.sqlite.operations import ROWS_AT_A_TIME, Append, Ids, Operation, Transaction, append_all
 from headrace.errors import HeadraceError, StorageFull
 
 _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
@@ -55,10 +55,14 @@ class Writer:
     def _commit(self, group: Sequence[Operation]) -> Commit:
         """One transaction. Where an operation fails for a reason of its own, each is tried alone."""
         db = self._tx.db
+        results: Sequence[Any]
         try:
-            db.execute("BEGIN IMMEDIATE")
-            results = self._apply(group)
-            db.execute("COMMIT")
+            if _is_one_statement(group):
+                results = append_all(self._tx, group)
+            else:
+                db.execute("BEGIN IMMEDIATE")
+                results = self._apply(group)
+                db.execute("COMMIT")
         except Exception as error:
             _roll_back(db)
             if getattr(error, "sqlite_errorcode", None) in _FULL:
@@ -92,6 +96,14 @@ class Writer:
         if appends:
             results += append_all(self._tx, appends)
         return results
+
+
+def _is_one_statement(group: Sequence[Operation]) -> TypeGuard[Sequence[Append]]:
+    """Whether the group is a transaction by itself: each further statement would let go of the interpreter lock once
+    more, and wait to have it back."""
+    return len(group) <= ROWS_AT_A_TIME and all(
+        isinstance(operation, Append) and operation.closing is None for operation in group
+    )
 
 
 def _is_of_the_disk(error: Exception) -> bool:
