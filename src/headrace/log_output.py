@@ -4,6 +4,7 @@ import logging
 import sys
 from typing import Any, Literal
 
+import msgspec
 import structlog
 from structlog.typing import EventDict, Processor
 
@@ -24,30 +25,43 @@ def configure(level: str, style: Literal["auto", "console", "json"]) -> None:
         structlog.processors.TimeStamper(fmt="iso"),
         _cut,
     ]
+    renderers = _renderers(style)
     structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[*shared, *renderers],
+        logger_factory=LineLogger,
+        wrapper_class=structlog.make_filtering_bound_logger(number),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(style)],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
     logging.basicConfig(level=number, handlers=[handler], force=True)
 
 
+class LineLogger:
+    """Writes our own lines straight to standard error: an order of magnitude cheaper than through `logging`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def info(self, line: str) -> None:
+        sys.stderr.write(line + "\n")
+
+    debug = warning = error = critical = info
+
+
 def _renderers(style: Literal["auto", "console", "json"]) -> list[Processor]:
     if style == "console" or (style == "auto" and sys.stderr.isatty()):
         return [structlog.dev.ConsoleRenderer()]
-    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_to_json)]
+
+
+def _to_json(event: EventDict, **_: Any) -> str:
+    return msgspec.json.encode(event, enc_hook=repr).decode(errors="replace")
 
 
 def _cut(logger: Any, method: str, event: EventDict) -> EventDict:

@@ -13,7 +13,7 @@ from headrace.errors import InvalidPosition
 
 MAX_OFFSET = 2**63 - 1
 _TEXT = re.compile(r"([0-9a-z]{1,16})-([0-9]{1,19})(?:\.([0-9]{1,6}))?", re.ASCII)
-_EPOCH_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
+_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 class Position(NamedTuple):
@@ -44,4 +44,10 @@ class Position(NamedTuple):
 
 def new_epoch() -> str:
     """A random epoch for a new log: 6 letters, 30 bits."""
-    return "".join(secrets.choice(_EPOCH_LETTERS) for _ in range(6))
+    return random_letters(6)
+
+
+def random_letters(count: int) -> str:
+    """Digits and lower-case letters without i, l, o and u: 5 random bits each."""
+    bits = secrets.randbits(5 * count)
+    return "".join([_LETTERS[bits >> 5 * place & 31] for place in range(count)])

@@ -4,7 +4,6 @@ No agent runs here. A run is started by committing it; a worker picks it up from
 """
 
 import hashlib
-import secrets
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Literal
@@ -27,9 +26,7 @@ from headrace.ports import (
     Subscribed,
     Subscriber,
 )
-from headrace.position import Position, new_epoch
-
-_ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
+from headrace.position import Position, new_epoch, random_letters
 
 
 class Runs:
@@ -126,9 +123,8 @@ class Runs:
 
 
 def new_run_id() -> str:
-    """128 random bits: not to be guessed, and no order."""
-    number = secrets.randbits(130)
-    return "run_" + "".join(_ID_LETTERS[number >> shift & 31] for shift in range(0, 130, 5))
+    """130 random bits: not to be guessed, and in no order."""
+    return f"run_{random_letters(26)}"
 
 
 def _digest(value: object) -> str:

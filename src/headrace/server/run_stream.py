@@ -31,6 +31,8 @@ class RunStream(EventStream[Block]):
         self._offset = after.offset if after else 0
         self._push: Push | None = None
         self._wake: asyncio.Future[None] | None = None
+        self._ended = False
+        """The log has ended, and all of it was delivered."""
         self._failure: Exception | None = None
         self._pinging: asyncio.TimerHandle | None = None
 
@@ -42,7 +44,7 @@ class RunStream(EventStream[Block]):
         self._push.on_disconnect(self._left)
         self._pinging = self._loop.call_later(PING_SECONDS, self._ping)
         try:
-            while await self._catch_up(send) != "closed":
+            while not self._ended and await self._catch_up(send) != "closed":
                 await self._be_pushed()
         finally:
             self._runs.unsubscribe(self._head, self)
@@ -77,10 +79,14 @@ class RunStream(EventStream[Block]):
         if taken:
             self._offset = block.last
         else:
-            self.closed()
+            self._wake_up()
         return taken
 
     def closed(self) -> None:
+        self._ended = True
+        self._wake_up()
+
+    def _wake_up(self) -> None:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
