@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 
 from headrace.server import problem
 from headrace.server.endpoints import chat, feed, health, runs, tickets
@@ -15,17 +16,26 @@ from headrace.server.websocket import router as websocket
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
+class Door(FastAPI):
+    """FastAPI with `RequestLog` around all of it, its own handling of errors included."""
+
+    def __init__(self, services: Services, **arguments: Any) -> None:
+        super().__init__(title="Headrace", docs_url="/docs", redoc_url=None, redirect_slashes=False, **arguments)
+        self.state.services = services
+        self._outermost = RequestLog(super().__call__, limits=services.limits)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._outermost(scope, receive, send)
+
+
 def create_app(services: Services, *, version: str, lifespan: Lifespan | None = None) -> FastAPI:
     """An ASGI app, to be served by itself or mounted into another."""
-    arguments: dict[str, Any] = {"lifespan": lifespan} if lifespan is not None else {}
-    app = FastAPI(title="Headrace", version=version, docs_url="/docs", redoc_url=None, **arguments)
-    app.state.services = services
+    app = Door(services, version=version, lifespan=lifespan)
     app.include_router(chat.router)
     app.include_router(runs.router)
     app.include_router(feed.router)
     app.include_router(tickets.router)
     app.include_router(websocket)
     app.include_router(health.router)
-    app.add_middleware(RequestLog, limits=services.limits)
     problem.install(app)
     return app

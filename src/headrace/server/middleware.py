@@ -5,10 +5,15 @@ import time
 
 import structlog
 from starlette.datastructures import MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from headrace.errors import HeadraceError
 from headrace.limits import Limiter
 from headrace.server.auth import redact_query
+from headrace.server.problem import problem_response
+
+HANDOVER = "headrace.handover"
 
 logger = structlog.get_logger("headrace.access")
 
@@ -19,16 +24,28 @@ _HEADERS = {
 }
 
 
+_SCOPE_KEYS = {
+    "type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "headers",
+    "client", "server", "state", "extensions",
+}  # fmt: skip
+"""What a server puts into a scope (ASGI 3, HTTP); the rest is the framework's, kilobytes of it."""
+
+
 class RequestLog:
+    """The outermost layer. A response that is a `Handover` is run here, after everything inside has returned: so a
+    stream that lasts for hours does not hold the framework's frames, and does not send through its wrappers."""
+
     def __init__(self, app: ASGIApp, *, limits: Limiter) -> None:
         self._app = app
         self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         request_id = f"req_{secrets.token_hex(12)}"
+        structlog.contextvars.bind_contextvars(request_id=request_id)
         began = time.perf_counter()
         status = 0
 
@@ -36,23 +53,44 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(raw=message["headers"])
-                headers["X-Request-Id"] = request_id
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
-                if (principal := scope.get("state", {}).get("principal")) is not None:
-                    headers.raw.extend(self._limits.headers(principal))
+                self._add_headers(scope, message, request_id)
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            try:
-                await self._app(scope, receive, send_and_note)
-            finally:
-                logger.info(
-                    "request",
-                    method=scope["method"],
-                    path=scope["path"],
-                    query=redact_query(scope["query_string"]).decode("latin-1"),
-                    status=status,
-                    seconds=round(time.perf_counter() - began, 4),
-                )
+        try:
+            await self._app(scope, receive, send_and_note)
+            if (handed_over := scope["state"].pop(HANDOVER, None)) is not None:
+                for key in scope.keys() - _SCOPE_KEYS:
+                    del scope[key]
+                await handed_over(scope, receive, send_and_note)
+        except Exception:
+            logger.exception("request failed")
+            if status:
+                raise  # the listener cuts the response, so that it does not look complete
+            await problem_response(HeadraceError())(scope, receive, send_and_note)
+        finally:
+            logger.info(
+                "request",
+                method=scope["method"],
+                path=scope["path"],
+                query=redact_query(scope["query_string"]).decode("latin-1"),
+                status=status,
+                seconds=round(time.perf_counter() - began, 4),
+            )
+
+    def _add_headers(self, scope: Scope, message: Message, request_id: str) -> None:
+        headers = MutableHeaders(raw=message["headers"])
+        headers["X-Request-Id"] = request_id
+        for name, value in _HEADERS.items():
+            headers.setdefault(name, value)
+        if (principal := scope["state"].get("principal")) is not None:
+            headers.raw.extend(self._limits.headers(principal))
+
+
+class Handover(Response):
+    """A response whose `respond` is called once the app has returned, if `RequestLog` is around it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"][HANDOVER] = self.respond
+
+    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise NotImplementedError

@@ -9,13 +9,13 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from headrace.errors import Draining, HeadraceError
 from headrace.identity import Principal
-from headrace.limits import Limiter
+from headrace.limits import StreamSlot
 from headrace.server.framing import Framing
+from headrace.server.middleware import Handover
 from headrace.server.open_streams import OpenStreams
 from headrace.server.problem import problem_response
 from headrace.telemetry import Telemetry
@@ -26,7 +26,7 @@ PING_SECONDS = 15.0
 _WRITE_BYTES = 65_536
 
 
-class EventStream(Response, Generic[T]):
+class EventStream(Handover, Generic[T]):
     """`source` gives what was committed, `encode` makes it bytes; both are shared with no other stream but by value."""
 
     def __init__(
@@ -37,7 +37,7 @@ class EventStream(Response, Generic[T]):
         *,
         principal: Principal,
         open_streams: OpenStreams,
-        limits: Limiter,
+        slot: StreamSlot,
         telemetry: Telemetry,
         show_error: Callable[[HeadraceError], bytes],
         headers: Mapping[str, str],
@@ -50,7 +50,7 @@ class EventStream(Response, Generic[T]):
         self._encode = encode
         self._framing = framing
         self._open_streams = open_streams
-        self._limits = limits
+        self._slot = slot
         self._telemetry = telemetry
         self._show_error = show_error
         self._on_disconnect = on_disconnect
@@ -74,11 +74,11 @@ class EventStream(Response, Generic[T]):
             self._error = error
             self._task.cancel()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            with self._limits.stream(self.principal), self._open_streams.hold(self):
+            with self._slot, self._open_streams.hold(self):
                 await self._respond(scope, receive, send)
-        except HeadraceError as error:  # nothing was sent yet: limits and drain come first
+        except HeadraceError as error:  # nothing was sent yet: the drain comes first
             await problem_response(error)(scope, receive, send)
         if self._gone:
             self._telemetry.cuts += 1
@@ -88,6 +88,7 @@ class EventStream(Response, Generic[T]):
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._task = asyncio.current_task()
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        self.raw_headers = []  # this lives as long as the stream
         self._telemetry.open_streams["sse"] += 1
         last = b""
         try:
@@ -119,7 +120,8 @@ class EventStream(Response, Generic[T]):
         self._sent_at = self._loop.time()
 
     def _opened(self, body: bytes) -> bytes:
-        """The bytes with the connection's opening in front, if they are its first."""
+        """The frames with the connection's opening in front, if they are its first. A ping is no frame: behind an
+        opening it would end one that has no data, which several clients cannot read."""
         opening, self._opening = self._opening, b""
         return opening + body if opening else body
 
@@ -150,7 +152,7 @@ class EventStream(Response, Generic[T]):
                     message = await receive()
             except TimeoutError:
                 if self._is_silent():
-                    await self._send(send, self._framing.ping)
+                    await send({"type": "http.response.body", "body": self._framing.ping, "more_body": True})
             else:
                 if message["type"] == "http.disconnect":
                     self._left()
