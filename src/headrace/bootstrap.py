@@ -1,7 +1,7 @@
 """The one place that picks adapters: settings in, a whole Headrace out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib.metadata import version
 from ipaddress import ip_network
@@ -72,6 +72,7 @@ class Headrace:
         self.model: Model | None = None
         """Chosen at the start, where the chat agent is used."""
         self._agents: dict[str, AgentFactory] = dict(agents or {})
+        _check_names(self._agents)
         self._needs_model = "default" not in self._agents
         if self._needs_model:
             self._agents["default"] = self._chat
@@ -208,6 +209,13 @@ def auth_config(settings: Settings) -> AuthConfig:
     )
     check_bind(settings.host, auth_configured=config.configured(), hmac_secret=secret)
     return config
+
+
+def _check_names(agents: Collection[str]) -> None:
+    """Requests name agents, so their names have to be ones that a request can bring."""
+    for name in agents:
+        if not (0 < len(name) <= 128 and name.isascii() and name.isprintable()):
+            raise ConfigurationError(f"The name of an agent is 1 to 128 printable ASCII characters, not {name!r:.200}.")
 
 
 def _networks(texts: Sequence[str]) -> tuple[Network, ...]:

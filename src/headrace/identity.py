@@ -34,6 +34,11 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     def owner(self) -> Owner:
         return Owner(self.tenant, self.subject)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether this is `LOCAL`, whatever it may use."""
+        return msgspec.structs.replace(self, limits=LOCAL.limits) == LOCAL
+
 
 LOCAL = Principal(subject="local", tenant="local", scopes=frozenset({"admin", "metrics"}))
 """The asker on a loopback server without authentication."""

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from headrace.events import ErrorInfo, Event, RunCancelled, RunCompleted, RunFailed, RunStarted, TextDelta, Unknown
 from headrace.ports import Run, StartCommand, View
+from headrace.protocols.name import Name
 from headrace.protocols.payload import to_json
 
 CANCELLED = ErrorInfo(code="run.cancelled", message="The run was cancelled.", status=499)
@@ -22,8 +23,8 @@ class ChatRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     message: str = Field(min_length=1, max_length=_MAX_MESSAGE, examples=["What is a headrace?"])
-    agent_id: str = Field(default="default", min_length=1, max_length=128)
-    conversation_id: str | None = Field(default=None, min_length=1, max_length=128)
+    agent_id: Name = "default"
+    conversation_id: Name | None = None
     max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
 
     def command(self) -> StartCommand:

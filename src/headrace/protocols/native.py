@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from headrace.events import ErrorInfo, Event, Unknown
 from headrace.ports import Run, StartCommand, View
+from headrace.protocols.name import Name
 from headrace.protocols.payload import one_line, to_json
 
 
@@ -15,12 +16,12 @@ class StartRun(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    agent: str = Field(default="default", min_length=1, max_length=128, examples=["default"])
+    agent: Name = Field(default="default", examples=["default"])
     input: dict[str, Any] = Field(
         description="What the agent gets. A chat agent reads `message`, `history`, `max_tokens`, `temperature`.",
         examples=[{"message": "What is a headrace?"}],
     )
-    conversation_id: str | None = Field(default=None, min_length=1, max_length=128)
+    conversation_id: Name | None = None
 
     def command(self) -> StartCommand:
         return StartCommand(agent=self.agent, input=self.input, conversation_id=self.conversation_id)

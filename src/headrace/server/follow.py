@@ -6,6 +6,7 @@ from starlette.responses import Response
 
 from headrace.errors import HeadraceError
 from headrace.identity import Principal
+from headrace.limits import StreamSlot
 from headrace.ports import Head, WireProtocol
 from headrace.position import Position
 from headrace.server.framing import BlockEncoder, Framing
@@ -24,8 +25,9 @@ def follow(
     kinds: frozenset[str] | None = None,
     headers: Mapping[str, str] | None = None,
     on_disconnect: Callable[[], Awaitable[object]] | None = None,
+    slot: StreamSlot | None = None,
 ) -> Response:
-    """Raises for a position that cannot be served, before anything is sent."""
+    """Raises for a position that cannot be served, before anything is sent, and `TooManyStreams` without a `slot`."""
     encoder = BlockEncoder(protocol, head.run, framing, after=after, kinds=kinds)
     start = after if protocol.stateless else None
     services.telemetry.resumes += after is not None
@@ -41,7 +43,7 @@ def follow(
         encoder,
         principal=principal,
         open_streams=services.open_streams,
-        limits=services.limits,
+        slot=slot or services.limits.stream(principal),
         telemetry=services.telemetry,
         show_error=show_error,
         headers={"X-Run-Id": head.run.id, "Location": events_path(head, protocol), **(headers or {})},

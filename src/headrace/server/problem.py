@@ -7,6 +7,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
@@ -25,6 +26,10 @@ from headrace.protocols.payload import to_json
 
 MEDIA_TYPE = "application/problem+json"
 _TITLES = {499: "Client Closed Request"}
+_MOST_ERRORS = 20
+"""That are listed: an answer must not grow with the nonsense it answers."""
+_LONGEST = 200
+"""Characters of a pointer, which has names in it that the client made up."""
 
 
 def problem_response(error: HeadraceError, **headers: str) -> Response:
@@ -59,21 +64,17 @@ def install(app: FastAPI) -> None:
             return problem_response(NotFound())
         return problem_response(InvalidRequest())
 
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> Response:
-        return problem_response(HeadraceError())
-
 
 def field_error(errors: Any) -> HeadraceError:
     """pydantic's findings as JSON Pointers into the body, or names of query parameters."""
     entries = []
-    forbidden = True
-    for error in errors:
+    for error in errors[:_MOST_ERRORS]:
         where, *path = error["loc"]
-        forbidden = forbidden and error["type"] == "extra_forbidden"
         entry = {"detail": error["msg"]}
         if where == "body":
-            entry["pointer"] = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
+            entry["pointer"] = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)[
+                :_LONGEST
+            ]
         else:
             entry["parameter"] = str(path[0]) if path else str(where)
         entries.append(entry)
@@ -84,9 +85,9 @@ def field_error(errors: Any) -> HeadraceError:
 
 def _allowed_methods(request: Request) -> list[str]:
     methods: set[str] = set()
-    for route in request.app.routes:
+    for route in iter_route_contexts(request.app.routes):
         if route.matches(request.scope)[0] is not Match.NONE:
-            methods |= getattr(route, "methods", None) or set()
+            methods |= route.methods or set()
     return sorted(methods)
 
 

@@ -101,5 +101,6 @@ class RunStream(EventStream[Block]):
 
     def _ping(self) -> None:
         if self._is_silent():
-            self._write(self._framing.ping)
+            assert self._push is not None
+            self._push.write(self._framing.ping)
         self._pinging = self._loop.call_later(PING_SECONDS, self._ping)

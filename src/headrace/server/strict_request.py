@@ -1,4 +1,7 @@
-"""Request bodies are read once, within a limit, and as strict JSON, before FastAPI validates them."""
+"""Request bodies are read once, within a limit, and as strict JSON, before FastAPI validates them.
+
+Of nobody, though, who may not ask: a body costs more to read than a credential.
+"""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -8,6 +11,7 @@ from fastapi.routing import APIRoute
 
 from headrace.errors import BodyTooLarge, UnsupportedMediaType
 from headrace.server import strict_json
+from headrace.server.endpoints.parameters import caller
 
 
 class StrictRequest(Request):
@@ -35,7 +39,7 @@ class StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route whose JSON body, where it takes one, is a `StrictRequest`'s."""
+    """A route whose JSON body, where it takes one, is a `StrictRequest`'s, of a known caller."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
@@ -43,6 +47,7 @@ class StrictRoute(APIRoute):
             return handler
 
         async def load_first(request: Request) -> Response:
+            await caller(request)
             strict = StrictRequest(request.scope, request.receive)
             await strict.load(request.app.state.services.max_body_bytes)
             return await handler(strict)

@@ -59,6 +59,7 @@ class Authenticator:
         self._tokens = TokenVerifier(config.issuers, wall=wall, clock=clock)
         self._faults = Rate(clock=clock)
         self._open = config.local and not config.issuers
+        self._local = msgspec.structs.replace(LOCAL, limits=config.limits)
 
     def authenticate(
         self, headers: Sequence[tuple[bytes, bytes]], *, ticket: str | None = None, client: str | None
@@ -71,7 +72,7 @@ class Authenticator:
         always taken, so that one bad client behind a shared address does not lock out the others.
         """
         if self._is_open():
-            return LOCAL
+            return self._local
         try:
             return self._principal(presented(headers), ticket)
         except AuthInvalid as error:
@@ -86,7 +87,7 @@ class Authenticator:
 
         False within seconds after its key or its subject was disabled, its key lost a scope, or its token ended.
         """
-        if principal == LOCAL:
+        if principal.is_local:
             return self._is_open()
         keys = self._keys.get()
         if principal.owner in keys.disabled_subjects:

@@ -38,6 +38,7 @@ async def chat(
         raise StreamDisabled
     if services.open_streams.draining:
         raise Draining(retry_after=1)
+    slot = services.limits.stream(principal) if stream else None  # before there is a run that nobody could follow
     created = await services.runs.start(principal, body.command(), idempotency)
     head, protocol = created.head, services.protocols["agent_chat"]
 
@@ -46,7 +47,7 @@ async def chat(
 
     leave = cancel if on_disconnect == "cancel" else None
     if stream:
-        return follow(services, principal, head, protocol, SSE, on_disconnect=leave)
+        return follow(services, principal, head, protocol, SSE, on_disconnect=leave, slot=slot)
     terminal = await unless_client_leaves(request, services.runs.result(head))
     if terminal is None:
         if leave is not None:

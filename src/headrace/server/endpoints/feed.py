@@ -31,7 +31,7 @@ async def feed(request: Request, principal: Caller, services: Door, after: After
         framing,
         principal=principal,
         open_streams=services.open_streams,
-        limits=services.limits,
+        slot=services.limits.stream(principal),
         telemetry=services.telemetry,
         show_error=show_error,
         headers={},

@@ -20,7 +20,13 @@ async def services_of(request: Request) -> Services:
 
 
 async def caller(request: Request) -> Principal:
-    """The verified asker, within their limit of requests. A one-time `ticket` serves where headers cannot be sent."""
+    """The verified asker, within their limit of requests. A one-time `ticket` serves where headers cannot be sent.
+
+    A request is asked once, however often this is called for it.
+    """
+    known: Principal | None = getattr(request.state, "principal", None)
+    if known is not None:
+        return known
     services = await services_of(request)
     principal = services.authenticator.authenticate(
         request.scope["headers"],

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from headrace.errors import Draining, InvalidField, InvalidPosition
+from headrace.events import KIND_OF, TERMINAL
 from headrace.ports import Head, Idempotency, RunState
 from headrace.position import Position
 from headrace.protocols.native import StartRun
@@ -19,7 +20,7 @@ from headrace.server.strict_request import StrictRoute
 
 router = APIRouter(prefix="/api/runs", route_class=StrictRoute, tags=["runs"])
 
-RunId = Annotated[str, Path(max_length=128)]
+_ENDS = frozenset(KIND_OF[kind] for kind in TERMINAL)
 
 
 @router.post("", status_code=201, summary="Start a run")
@@ -36,9 +37,11 @@ async def start(
     media_type = accept.choose(request.headers.get("accept"), offered)
     if services.open_streams.draining:
         raise Draining(retry_after=1)
+    streamed = media_type != "application/json"
+    slot = services.limits.stream(principal) if streamed else None  # before there is a run that nobody could follow
     created = await services.runs.start(principal, body.command(), idempotency)
     head, protocol = created.head, services.protocols["native"]
-    if media_type == "application/json":
+    if not streamed:
         headers = {"Location": f"/api/runs/{head.run.id}", "X-Run-Id": head.run.id}
         return JSONResponse(describe(head), 201 if created.new else 200, headers)
 
@@ -47,7 +50,7 @@ async def start(
 
     framing = SSE if media_type == "text/event-stream" else NDJSON
     leave = cancel if on_disconnect == "cancel" else None
-    return follow(services, principal, head, protocol, framing, on_disconnect=leave)
+    return follow(services, principal, head, protocol, framing, on_disconnect=leave, slot=slot)
 
 
 @router.get("", summary="List your runs")
@@ -65,14 +68,14 @@ async def list_runs(
 
 
 @router.get("/{run_id}", summary="Look at a run")
-async def look(run_id: RunId, principal: Caller, services: Door) -> Response:
+async def look(run_id: str, principal: Caller, services: Door) -> Response:
     return JSONResponse(describe(await services.runs.get(principal, run_id)))
 
 
 @router.get("/{run_id}/events", summary="Read or follow a run's events")
 async def events(
     request: Request,
-    run_id: RunId,
+    run_id: str,
     principal: Caller,
     services: Door,
     after: After,
@@ -80,7 +83,12 @@ async def events(
     view: Annotated[str, Query(max_length=64, description="Any protocol's name.")] = "native",
     limit: Annotated[int, Query(ge=1, le=1000, description="Events of a JSON page.")] = 100,
 ) -> Response:
-    """SSE or NDJSON follow the run to its end; JSON gives one page of what there is."""
+    """SSE or NDJSON follow the run to its end; JSON gives one page of what there is.
+
+    The end is of no kind that can be left out: without it a stream cannot be told from one that was cut.
+    """
+    if kinds is not None:
+        kinds |= _ENDS
     offered = ["text/event-stream", "application/x-ndjson", "application/json"]
     media_type = accept.choose(request.headers.get("accept"), offered)
     protocol = services.protocols.get(view)
@@ -106,7 +114,7 @@ async def events(
 
 
 @router.post("/{run_id}/cancel", status_code=202, summary="Cancel a run")
-async def cancel(run_id: RunId, principal: Caller, services: Door) -> Response:
+async def cancel(run_id: str, principal: Caller, services: Door) -> Response:
     """202 for the first request, 200 once it was asked for before or the run has ended."""
     outcome = await services.runs.cancel(principal, run_id)
     head = await services.runs.get(principal, run_id)
@@ -114,7 +122,7 @@ async def cancel(run_id: RunId, principal: Caller, services: Door) -> Response:
 
 
 @router.delete("/{run_id}", status_code=204, summary="Delete a run that has ended")
-async def delete(run_id: RunId, principal: Caller, services: Door) -> Response:
+async def delete(run_id: str, principal: Caller, services: Door) -> Response:
     await services.runs.delete(principal, run_id)
     return Response(status_code=204)
 
@@ -170,9 +178,8 @@ async def _check_frame(services: Services, head: Head, view: str, after: Positio
     """A position inside an event must be one that this view gives out."""
     if after is None or not after.frame:
         return
-    whole = Position(after.epoch, after.offset)
     fold = BlockEncoder(services.protocols[view], head.run, NDJSON)
-    async for blocks in services.runs.follow(head, whole, live=False):
+    async for blocks in services.runs.follow(head, after, live=False):
         event = blocks[0]
         frames = fold.view.frames(event.first, event.events[0], event.encoded[0])
         if after.frame < len(frames):

@@ -5,7 +5,7 @@ import asyncio
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from headrace.errors import AuthInvalid, AuthMissing, Draining, RequestError
-from headrace.identity import LOCAL, Principal
+from headrace.identity import Principal
 from headrace.server import strict_json
 from headrace.server.auth import client_address
 from headrace.server.services import Services
@@ -28,7 +28,7 @@ def admit(websocket: WebSocket, services: Services) -> Principal | None:
         principal = _authenticate(websocket, services, websocket.scope["headers"], websocket.query_params.get("ticket"))
     except AuthMissing:
         return None
-    if principal == LOCAL:
+    if principal.is_local:
         origin.check_unasked(websocket.headers, services.allowed_origins)
     return principal
 
