@@ -47,13 +47,15 @@ class RequestLog:
         request_id = f"req_{secrets.token_hex(12)}"
         structlog.contextvars.bind_contextvars(request_id=request_id)
         began = time.perf_counter()
-        status = 0
+        status, ended = 0, False
 
         async def send_and_note(message: Message) -> None:
-            nonlocal status
+            nonlocal status, ended
             if message["type"] == "http.response.start":
                 status = message["status"]
                 self._add_headers(scope, message, request_id)
+            else:
+                ended = not message.get("more_body", False)
             await send(message)
 
         try:
@@ -64,9 +66,10 @@ class RequestLog:
                 await handed_over(scope, receive, send_and_note)
         except Exception:
             logger.exception("request failed")
-            if status:
+            if not status:
+                await problem_response(HeadraceError())(scope, receive, send_and_note)
+            elif not ended:
                 raise  # the listener cuts the response, so that it does not look complete
-            await problem_response(HeadraceError())(scope, receive, send_and_note)
         finally:
             logger.info(
                 "request",

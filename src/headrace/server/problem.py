@@ -64,6 +64,10 @@ def install(app: FastAPI) -> None:
             return problem_response(NotFound())
         return problem_response(InvalidRequest())
 
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        return problem_response(HeadraceError())
+
 
 def field_error(errors: Any) -> HeadraceError:
     """pydantic's findings as JSON Pointers into the body, or names of query parameters."""
