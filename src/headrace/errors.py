@@ -256,7 +256,7 @@ class AuthAmbiguous(AuthError):
 
 class OriginDenied(AuthError):
     status, code = 403, "origin.denied"
-    detail = "This origin may not open a socket here."
+    detail = "Pages of this origin may not use this server. Its operator can allow them, or set up credentials."
 
 
 class LimitError(HeadraceError):

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.responses import Response
 
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, InvalidPosition
 from headrace.identity import Principal
 from headrace.limits import StreamSlot
 from headrace.ports import Head, WireProtocol
@@ -55,3 +55,16 @@ def events_path(head: Head, protocol: WireProtocol) -> str:
     """Where the run can be followed in the same view again."""
     view = "" if protocol.name == "native" else f"?view={protocol.name}"
     return f"/api/runs/{head.run.id}/events{view}"
+
+
+async def check_frame(services: Services, head: Head, protocol: WireProtocol, after: Position | None) -> None:
+    """A position inside an event must be one that this view gives out. Raises `InvalidPosition`."""
+    if after is None or not after.frame or not protocol.stateless:
+        return
+    view = protocol.view(head.run)
+    async for blocks in services.runs.follow(head, after, live=False):
+        block = blocks[0]
+        if after.frame < len(view.frames(block.first, block.events[0], block.encoded[0])):
+            return
+        break
+    raise InvalidPosition

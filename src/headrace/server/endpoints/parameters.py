@@ -7,9 +7,10 @@ from fastapi import Depends, Query, Request
 
 from headrace.errors import AmbiguousPosition, InvalidField, InvalidIdempotencyKey
 from headrace.events import KINDS
-from headrace.identity import Principal
+from headrace.identity import LOCAL, Principal
 from headrace.ports import Idempotency
 from headrace.position import Position
+from headrace.server import origin
 from headrace.server.auth import client_address
 from headrace.server.services import Services
 
@@ -33,6 +34,8 @@ async def caller(request: Request) -> Principal:
         ticket=request.query_params.get("ticket"),
         client=client_address(request.scope.get("client"), request.scope["headers"], services.trusted_proxies),
     )
+    if principal == LOCAL:
+        origin.check_host_unasked(request.headers)
     request.state.principal = principal
     services.limits.request(principal)
     return principal

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import JSONResponse, Response
 
-from headrace.errors import Draining, InvalidField, InvalidPosition
+from headrace.errors import Draining, InvalidField
 from headrace.events import KIND_OF, TERMINAL
 from headrace.ports import Head, Idempotency, RunState
 from headrace.position import Position
@@ -13,7 +13,7 @@ from headrace.protocols.native import StartRun
 from headrace.protocols.payload import to_json
 from headrace.server import accept
 from headrace.server.endpoints.parameters import After, Caller, Door, Kinds, OnDisconnect, idempotency
-from headrace.server.follow import follow
+from headrace.server.follow import check_frame, follow
 from headrace.server.framing import NDJSON, SSE, BlockEncoder
 from headrace.server.services import Services
 from headrace.server.strict_request import StrictRoute
@@ -96,7 +96,7 @@ async def events(
         detail = f"one of {', '.join(sorted(services.protocols))}"
         raise InvalidField(errors=[{"parameter": "view", "detail": detail}])
     head = await services.runs.get(principal, run_id)
-    await _check_frame(services, head, view, after)
+    await check_frame(services, head, protocol, after)
     if media_type == "application/json":
         return await _page(services, head, view, after, kinds, limit)
     stream = follow(
@@ -172,17 +172,3 @@ async def _page(
 
 def _line_position(line: bytes) -> str:
     return line[len(b'{"id":"') :].split(b'"', 1)[0].decode()
-
-
-async def _check_frame(services: Services, head: Head, view: str, after: Position | None) -> None:
-    """A position inside an event must be one that this view gives out."""
-    if after is None or not after.frame:
-        return
-    fold = BlockEncoder(services.protocols[view], head.run, NDJSON)
-    async for blocks in services.runs.follow(head, after, live=False):
-        event = blocks[0]
-        frames = fold.view.frames(event.first, event.events[0], event.encoded[0])
-        if after.frame < len(frames):
-            return
-        break
-    raise InvalidPosition

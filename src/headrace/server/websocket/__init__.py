@@ -2,7 +2,6 @@
 
 door            the route: from the handshake to the close
 ├── admission   who may open a socket
-│   └── origin  which pages may
 └── open_socket reads messages, answers them, and ends for one reason
     ├── messages    what a client may say
     ├── frames      what the server says

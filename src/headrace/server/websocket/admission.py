@@ -6,10 +6,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from headrace.errors import AuthInvalid, AuthMissing, Draining, RequestError
 from headrace.identity import Principal
-from headrace.server import strict_json
+from headrace.server import origin, strict_json
 from headrace.server.auth import client_address
 from headrace.server.services import Services
-from headrace.server.websocket import messages, origin
+from headrace.server.websocket import messages
 from headrace.server.websocket.messages import Auth
 
 AUTH_SECONDS = 5.0

@@ -16,7 +16,7 @@ from headrace.errors import HeadraceError, InvalidField, InvalidRequest, Request
 from headrace.identity import Principal
 from headrace.ports import WireProtocol
 from headrace.server import strict_json
-from headrace.server.endpoints.runs import _check_frame as check_frame
+from headrace.server.follow import check_frame
 from headrace.server.services import Services
 from headrace.server.websocket import frames, messages
 from headrace.server.websocket.ending import POLICY_VIOLATION, UNSUPPORTED_DATA, Ending, because_of
@@ -163,7 +163,7 @@ class OpenSocket:
         self._check_room()
         self._services.limits.request(self.principal)
         head = await self._services.runs.get(self.principal, follow.run_id)
-        await check_frame(self._services, head, follow.view, after)
+        await check_frame(self._services, head, protocol, after)
         self._begin(Following(self._services, head, protocol, after=after, kinds=follow.only()))
 
     async def _unfollow(self, run_id: str) -> None:

@@ -1,4 +1,5 @@
-"""Which web pages may open a socket. Browsers let any page try, and send cookies along, so the server has to ask.
+"""Which web pages may open a socket, and which may ask a server that asks for no credential. Browsers let any page
+try, and send cookies along, so the server has to ask.
 
 A client that is no browser sends no Origin, and no cookie that a page could have borrowed.
 """
@@ -32,6 +33,12 @@ def check_unasked(headers: Headers, allowed: Collection[str]) -> None:
     """
     origin = _origin(headers)
     if origin is not None and origin not in allowed and not _is_local(origin):
+        raise OriginDenied
+
+
+def check_host_unasked(headers: Headers) -> None:
+    """The same for requests, of which many carry no Origin: raises `OriginDenied` where the Host is such a name."""
+    if not _is_local(f"//{headers.get('host', '')}"):
         raise OriginDenied
 
 
