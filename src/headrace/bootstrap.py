@@ -137,6 +137,7 @@ class Headrace:
             open_streams=self.open_streams,
             telemetry=self.telemetry,
             ready=self._ready,
+            models=lambda: (self.model.name,) if self.model is not None else (),
             stream_enabled=settings.stream_enabled,
             max_body_bytes=settings.max_body_bytes,
             allowed_origins=settings.allowed_origins,

@@ -3,19 +3,35 @@
 `docs/reference/settings.md` lists them; a test holds the two together.
 """
 
+import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_core import from_json
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from headrace.errors import ConfigurationError
 
 
-class Settings(BaseSettings):
-    """Each is the environment variable HEADRACE_<NAME>; where another name is given, that one serves as well."""
+def _json_list(value: Any) -> Any:
+    try:
+        return from_json(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError('not a JSON list, such as ["a", "b"]') from None
 
-    model_config = SettingsConfigDict(env_prefix="HEADRACE_", extra="ignore", frozen=True, populate_by_name=True)
+
+_JSONList = (NoDecode, BeforeValidator(_json_list))
+"""pydantic-settings would decode by itself, and fail without saying which variable is wrong."""
+
+
+class Settings(BaseSettings):
+    """Each is the environment variable HEADRACE_<NAME>; where another name is given, that one serves as well. A
+    variable that is empty counts as not set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="HEADRACE_", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
+    )
 
     host: str = Field("127.0.0.1", description="Address to listen on. Beyond loopback it needs authentication.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -70,10 +86,10 @@ class Settings(BaseSettings):
     jwt_tenant_claim: str = Field("tenant", description="The claim that names the tenant.")
     requests_per_minute: int | None = Field(None, ge=1, description="For each caller; none by default.")
     max_streams: int | None = Field(None, ge=1, description="Open streams and sockets of each caller; none by default.")
-    allowed_origins: frozenset[str] = Field(
+    allowed_origins: Annotated[frozenset[str], *_JSONList] = Field(
         frozenset(), description="Web origins, besides the server's own, whose pages may open sockets (a JSON list)."
     )
-    trusted_proxies: tuple[str, ...] = Field(
+    trusted_proxies: Annotated[tuple[str, ...], *_JSONList] = Field(
         (), description="Networks whose X-Forwarded-For is believed (a JSON list), such as `10.0.0.0/8`."
     )
     max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest request body.")
@@ -97,6 +113,17 @@ def load_settings(**overrides: object) -> Settings:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "settings"
-        variable = name if name.isupper() else f"HEADRACE_{name.upper()}"
+        variable = _variable(str(first["loc"][0])) if first["loc"] else "settings"
         raise ConfigurationError(f"{variable}: {first['msg']}. See docs/reference/settings.md.") from error
+
+
+def _variable(location: str) -> str:
+    """The variable that holds a field's value: of the names that serve for it, the first that is set."""
+    for name, field in Settings.model_fields.items():
+        alias = field.validation_alias
+        names = (
+            [str(each) for each in alias.choices] if isinstance(alias, AliasChoices) else [f"HEADRACE_{name.upper()}"]
+        )
+        if location in (name, *names):
+            return next((each for each in names if os.environ.get(each)), names[0])
+    return location

@@ -59,6 +59,7 @@ class Door:
             limits=Limiter(),
             open_streams=self.open_streams,
             telemetry=self.telemetry,
+            models=lambda: (),
             ready=self._ready,
             allowed_origins=frozenset({"https://friend.example"}),
         )

@@ -55,7 +55,7 @@ class RunHandle:
                 if isinstance(event, TextDelta):
                     yield event.delta
                 else:
-                    _completed(event)
+                    completed(event)
                     return
         raise StreamCut
 
@@ -63,7 +63,7 @@ class RunHandle:
         """The end of the run, once it is there. A run that failed raises its error, a cancelled one `Cancelled`."""
         async with aclosing(self._follow(None, ())) as events:
             async for _, event in events:
-                return _completed(event)
+                return completed(event)
         raise StreamCut
 
     async def head(self) -> RunInfo:
@@ -103,7 +103,7 @@ class RunHandle:
             query["after"] = page.next
 
 
-def _completed(event: AnyEvent | Unknown) -> RunCompleted:
+def completed(event: AnyEvent | Unknown) -> RunCompleted:
     """Raises what ended the run otherwise."""
     if isinstance(event, RunFailed):
         raise error_of(event.error)

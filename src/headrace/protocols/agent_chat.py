@@ -26,6 +26,7 @@ class ChatRequest(BaseModel):
     agent_id: Name = "default"
     conversation_id: Name | None = None
     max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    model: str | None = Field(default=None, min_length=1, max_length=256, description="A model that is served here.")
 
     def command(self) -> StartCommand:
         chat: dict[str, Any] = {"message": self.message}

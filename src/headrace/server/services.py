@@ -1,6 +1,6 @@
 """What the endpoints work with; put together by `bootstrap`."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from headrace.limits import Limiter
@@ -23,6 +23,8 @@ class Services:
     telemetry: Telemetry
     ready: Callable[[], Awaitable[bool]]
     """Whether runs can be taken and kept now."""
+    models: Callable[[], Collection[str]]
+    """Names of the models that a caller may ask for."""
     stream_enabled: bool = True
     max_body_bytes: int = 1 << 20
     allowed_origins: frozenset[str] = frozenset()

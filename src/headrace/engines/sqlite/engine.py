@@ -40,7 +40,7 @@ from headrace.identity import Owner
 from headrace.ports import Block, Created, FeedEntry, Head, Idempotency, Lease, Run, RunState, Subscribed, Subscriber
 from headrace.position import Position
 
-_TAIL_BYTES = 1 << 20
+_TAIL_BYTES = 1 << 18
 _PAGE_BLOCKS = 64
 _FEED_PAGE = 100
 _RETRY_WHEN_FULL_SECONDS = 0.5

@@ -7,7 +7,7 @@ from typing import Annotated, TypeVar
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
-from headrace.errors import Draining, StreamDisabled
+from headrace.errors import Draining, InvalidField, StreamDisabled
 from headrace.events import ErrorInfo, RunCompleted, RunFailed
 from headrace.ports import Idempotency
 from headrace.protocols.agent_chat import CANCELLED, ChatRequest, answer
@@ -16,6 +16,7 @@ from headrace.server.endpoints.parameters import Caller, Door, OnDisconnect, ide
 from headrace.server.follow import events_path, follow
 from headrace.server.framing import SSE
 from headrace.server.problem import failed_run_response
+from headrace.server.services import Services
 from headrace.server.strict_request import StrictRoute
 
 T = TypeVar("T")
@@ -38,6 +39,7 @@ async def chat(
         raise StreamDisabled
     if services.open_streams.draining:
         raise Draining(retry_after=1)
+    _check_model(services, body.model)
     slot = services.limits.stream(principal) if stream else None  # before there is a run that nobody could follow
     created = await services.runs.start(principal, body.command(), idempotency)
     head, protocol = created.head, services.protocols["agent_chat"]
@@ -58,6 +60,12 @@ async def chat(
         return JSONResponse(answer(head.run, terminal), headers=headers)
     error: ErrorInfo = terminal.error if isinstance(terminal, RunFailed) else CANCELLED
     return failed_run_response(error, head.run.id)
+
+
+def _check_model(services: Services, model: str | None) -> None:
+    if model is not None and model not in services.models():
+        detail = f"one of: {', '.join(sorted(services.models())) or 'none here'}"
+        raise InvalidField(errors=[{"pointer": "/model", "detail": detail}])
 
 
 async def unless_client_leaves(request: Request, work: Awaitable[T]) -> T | None:
