@@ -125,5 +125,5 @@ def _variable(location: str) -> str:
             [str(each) for each in alias.choices] if isinstance(alias, AliasChoices) else [f"HEADRACE_{name.upper()}"]
         )
         if location in (name, *names):
-            return next((each for each in names if os.environ.get(each)), names[0])
+            return next((str(each) for each in names if os.environ.get(str(each))), str(names[0]))
     return location
