@@ -6,7 +6,7 @@ import json
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ import pytest
 from httpx_sse import aconnect_sse
 from tests.server.serving import NDJSON, PATIENCE, SSE, Serving, Start, eventually, parse_lines, parse_sse, read_until
 
+from headrace.agents.generator import generator_agent
 from headrace.fake_provider import END, HELLO, Cut, FakeProvider, Head, Pause, Send, Stall, failure
+from headrace.ports import RunContext
 from headrace.server import run_stream
 from headrace.server import stream as stream_module
 
@@ -86,18 +88,16 @@ async def by_the_letter(server: Serving) -> list[Any]:
 ALL_CLIENTS = [printed_python_client, printed_javascript_client, httpx_sse_client, aiohttp_lines, by_the_letter]
 
 
+async def say_traps(context: RunContext) -> AsyncGenerator[str, None]:
+    for text in TRAPS:
+        yield text
+        await asyncio.sleep(0)
+
+
 @pytest.fixture
 async def traps(start: Start) -> Serving:
     """A server whose agent says every trap, whatever it is asked."""
-    server: Serving = await start()
-
-    async def say(context: Any) -> AsyncIterator[str]:
-        for text in TRAPS:
-            yield text
-            await asyncio.sleep(0)
-
-    server.agents.say = say  # type: ignore[method-assign]
-    server.headrace._agents["default"] = server.agents.all()["default"]
+    server: Serving = await start(agents={"default": generator_agent(say_traps)})
     return server
 
 
