@@ -1,33 +1,45 @@
-"""Which commands there are. What a command needs is loaded when it is run, so `headrace ask` loads no server."""
+"""Which commands there are.
+
+Those that need a server's code load it when they are run, so that `headrace ask` is quick; their help stands here.
+"""
 
 from importlib.metadata import version
 
 from cyclopts import App
+
+from headrace.cli import runs
+from headrace.cli.ask import ask
 
 app = App(
     name="headrace",
     help="Every run of an agent is an append-only log that any client can leave, resume, watch, stop and replay.",
     version=version("headrace"),
 )
-app.command("headrace.cli.serve:serve")
-app.command("headrace.cli.ask:ask")
-
-runs = App(name="runs", help="List, show, follow, replay and cancel runs.")
-runs.command("headrace.cli.runs.list:list_runs", name="list")
-runs.command("headrace.cli.runs.show:show")
-runs.command("headrace.cli.runs.tail:tail")
-runs.command("headrace.cli.runs.replay:replay")
-runs.command("headrace.cli.runs.cancel:cancel")
-app.command(runs)
-
-app.command("headrace.cli.index:index")
-
-token = App(name="token", help="Make a token for development; make, list and disable API keys.")
-token.default("headrace.cli.token.issue:issue")
-token.command("headrace.cli.token.key:key")
-token.command("headrace.cli.token.list:list_keys", name="list")
-token.command("headrace.cli.token.disable:disable")
-app.command(token)
-
-app.command("headrace.cli.check:check")
-app.command("headrace.cli.fake_provider:fake_provider", name="fake-provider")
+app.command("headrace.cli.serve:serve", help="Serve agents over HTTP and WebSocket.", sort_key=1)
+app.command(ask, sort_key=2)
+app.command(runs.app, sort_key=3)
+app.command(
+    "headrace.cli.index:index",
+    help="Index a folder of documents, which the demo model then quotes.\n\nOnly what has changed is read again.",
+    sort_key=4,
+)
+app.command(
+    "headrace.cli.token:app",
+    name="token",
+    help="Print a token for a user, to develop with; make, list and disable API keys.",
+    sort_key=5,
+)
+app.command(
+    "headrace.cli.check:check",
+    help="Say what is configured here, and whether a server answers.\n\n"
+    "The server is asked one question, of a few tokens; nothing is written here. The exit code is 78 for a "
+    "configuration with which no server starts, and 1 where the server of `--url` does not answer as it should.",
+    sort_key=6,
+)
+app.command(
+    "headrace.cli.fake_provider:fake_provider",
+    name="fake-provider",
+    help="Serve an OpenAI-compatible model server that follows scripts.\n\n"
+    "For load, and for every fault of real ones: the name of the model chooses the script.",
+    sort_key=7,
+)
