@@ -15,6 +15,7 @@ import structlog
 
 from headrace.errors import AgentFailed, HeadraceError, Interrupted, NotFound, RunIdle, RunTimeout
 from headrace.events import (
+    KIND_OF,
     TERMINAL,
     AnyEvent,
     AttemptStarted,
@@ -32,7 +33,7 @@ from headrace.telemetry import Telemetry
 
 logger = structlog.get_logger("headrace.execution")
 
-_NOT_OF_AGENTS = frozenset({RunStarted, AttemptStarted, *TERMINAL})
+_OF_AGENTS = frozenset(KIND_OF) - {RunStarted, AttemptStarted, *TERMINAL}
 _UNCONFIRMED_EVENTS = 1000
 """How far an agent may run ahead of the disk."""
 
@@ -149,7 +150,7 @@ class Execution:
         self._waited = max(0.0, time.time() - head.run.created)
         self._began = self._last_activity = self._loop.time()
         await self._drive(agent.run(context))
-        if self._stopping:
+        if self._stopping or isinstance(self._ending, HeadraceError):
             raise asyncio.CancelledError  # the agent swallowed it, and would look finished
         if self._ending is not None:
             return self._ending_event()
@@ -205,7 +206,8 @@ class Execution:
                     urgent = self._spoke = True
             elif isinstance(event, MessageEnd):
                 self._last_message = event
-            elif kind in _NOT_OF_AGENTS:
+            elif kind not in _OF_AGENTS:
+                logger.error("agent yielded what it may not", run_id=self.lease.run_id, type=kind.__name__)
                 raise AgentFailed
         self._unconfirmed += len(events)
         self._receipt = self._log.append(self.lease.run_id, self.lease.attempt, events, urgent=urgent)
