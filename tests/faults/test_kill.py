@@ -1,6 +1,7 @@
 """kill -9 of the server at random points under load: no client that resumes loses, repeats or reorders anything."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
@@ -14,6 +15,7 @@ from tests.torture.scale import number, seed
 
 KILLS_OF_A_ROUND = 20
 ROUNDS = number(1, 50)
+SERVE = Path(__file__).parents[1] / "torture" / "serve.py"
 TOKENS = 300
 MODEL = f"demo:echo?count={TOKENS}&size=5&pace_ms=10"
 RUN_SECONDS = TOKENS * 0.01
@@ -99,21 +101,42 @@ async def kill_again_and_again(server: ServerProcess, journal: Journal, random: 
 @pytest.mark.parametrize("round_", range(ROUNDS))
 async def test_no_client_notices_that_the_server_is_killed(tmp_path: Path, round_: int) -> None:
     random = Random(f"{seed()}/{round_}")
-    journal = Journal(tmp_path / "journal")
-    async with ServerProcess(tmp_path / "data", MODEL) as server:
-        load = Load(server, journal, random)
-        loading = asyncio.create_task(load.run())
-        killing = asyncio.create_task(kill_again_and_again(server, journal, random))
-        await asyncio.wait({loading, killing}, return_when=asyncio.FIRST_COMPLETED)
-        if loading.done():
-            loading.result()  # a client met what must not be
-        await killing
-        load.closing = True
-        await asyncio.wait_for(loading, TO_END + 2 * RUN_SECONDS)
-        await server.kill()
-        await server.start()
-        logs = await read_logs(server.port)
-        assert check(journal.records(), logs) == []
-        assert server.said() == ""
+    server = ServerProcess(tmp_path / "data", MODEL)
+    with Journal(tmp_path / "journal") as journal:
+        async with server:
+            load = Load(server, journal, random)
+            loading = asyncio.create_task(load.run())
+            killing = asyncio.create_task(kill_again_and_again(server, journal, random))
+            await asyncio.wait({loading, killing}, return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                loading.result()  # a client met what must not be
+            await killing
+            load.closing = True
+            await asyncio.wait_for(loading, TO_END + 2 * RUN_SECONDS)
+            await server.kill()
+            await server.start()
+            logs = await read_logs(server.port)
+            assert check(journal.records(), logs) == []
+            assert server.said() == ""
     assert len(logs) >= KILLS_OF_A_ROUND
-    journal.close()
+
+
+async def test_an_agent_that_cannot_go_on_ends_interrupted(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path / "data", "demo:echo", program=[str(SERVE)])
+    with Journal(tmp_path / "journal") as journal:
+        async with server:
+            client = Client(server, journal, "ann")
+            body = {"agent": "steps", "input": {"count": 1000, "pace": 0.01}}
+            runs = [await client.start(body, f"key-{index}") for index in range(5)]
+            followers = [client.follower(run, framing=framing) for run in runs for framing in ("sse", "ndjson")]
+            reading = asyncio.gather(*(follower.read() for follower in followers))
+            await asyncio.gather(*(follower.has(10) for follower in followers))
+            await server.kill()
+            await server.start()
+            await asyncio.wait_for(reading, TO_END)
+            logs = await read_logs(server.port)
+            assert check(journal.records(), logs) == []
+    assert logs.keys() == set(runs)
+    for log in logs.values():
+        error = json.loads(log["native"][-1].payload)["error"]
+        assert (error["code"], error["status"]) == ("interrupted", 503)

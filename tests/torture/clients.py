@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 from tests.torture.checker import Log
 from tests.torture.frames import ACCEPT, Frames, Framing, parse
-from tests.torture.http import Response, ask, request, send_and_leave
 from tests.torture.journal import Accepted, Acked, Delivered, Ended, Journal, Reader, Resumed
+from tests.torture.wire import Response, ask, request, send_and_leave
 
 CHAT = "/api/agent/chat"
 RUNS = "/api/runs"

@@ -221,25 +221,23 @@ def test_two_views_of_a_run_say_the_same() -> None:
 
 
 def test_a_journal_gives_back_what_was_written(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal")
-    for record in story():
-        journal.write(record)
-    assert list(journal.records()) == story()
-    assert journal.count == len(story())
-    journal.close()
+    with Journal(tmp_path / "journal") as journal:
+        for record in story():
+            journal.write(record)
+        assert list(journal.records()) == story()
+        assert journal.count == len(story())
 
 
 async def test_a_journal_wakes_who_waits_for_its_length(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal")
-    waiting = asyncio.create_task(journal.reached(2))
-    await asyncio.sleep(0)
-    journal.write(story()[0])
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    journal.write(story()[1])
-    await asyncio.wait_for(waiting, 20)
-    await journal.reached(1)
-    journal.close()
+    with Journal(tmp_path / "journal") as journal:
+        waiting = asyncio.create_task(journal.reached(2))
+        await asyncio.sleep(0)
+        journal.write(story()[0])
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        journal.write(story()[1])
+        await asyncio.wait_for(waiting, 20)
+        await journal.reached(1)
 
 
 def test_frames_are_what_stands_on_the_wire() -> None:
