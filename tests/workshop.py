@@ -14,7 +14,7 @@ from headrace.runs import Runs
 from headrace.telemetry import Telemetry
 from headrace.worker import Worker
 
-PATIENCE = 20.0
+PATIENCE = 15.0
 """Seconds after which something is taken to hang."""
 ANN = Principal(subject="ann")
 BOB = Principal(subject="bob")

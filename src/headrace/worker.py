@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import structlog
 
-from headrace.errors import Fenced, HeadraceError
+from headrace.errors import Fenced
 from headrace.execution import Execution, RunLimits
 from headrace.ports import AgentFactory, Lease, RunLog, RunQueue
 from headrace.telemetry import Telemetry
@@ -66,9 +66,9 @@ class Worker:
             await self._slots.acquire()
             try:
                 lease = await self._queue.claim(self.id)
-            except HeadraceError as error:
+            except Exception:  # whatever it is: a worker that claims no more looks alive and does nothing
                 self._slots.release()
-                logger.error("cannot claim runs", reason=error.code)
+                logger.exception("cannot claim runs")
                 await asyncio.sleep(_RETRY_SECONDS)
             except BaseException:
                 self._slots.release()
@@ -104,7 +104,8 @@ class Worker:
                 async with asyncio.timeout(self._queue.lease_seconds / 3):
                     lost = await self._queue.renew(leases)
                 confirmed = loop.time()
-            except (TimeoutError, HeadraceError):
+            except Exception:
+                logger.exception("cannot renew leases")
                 lost = leases if loop.time() - confirmed > self._queue.lease_seconds * 2 / 3 else []
             for lease in lost:
                 execution = self._executions.get(lease.run_id)
@@ -115,7 +116,14 @@ class Worker:
         async for run_id in self._queue.cancellations(self.id):
             execution = self._executions.get(run_id)
             if execution is not None:
-                execution.cancel((await self._log.head(run_id)).cancel_by or "unknown")
+                execution.cancel(await self._who_cancels(run_id))
+
+    async def _who_cancels(self, run_id: str) -> str:
+        try:
+            return (await self._log.head(run_id)).cancel_by or "unknown"
+        except Exception:  # the run has just ended and is gone, or the log cannot be read: others wait for their cancel
+            logger.exception("cannot tell who cancels", run_id=run_id)
+            return "unknown"
 
     def _all_done(self) -> list["asyncio.Future[None]"]:
         return [execution.done for execution in self._executions.values()]
