@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -32,8 +33,9 @@ class Reader:
 
     async def read(self, client: aiohttp.ClientSession) -> None:
         """To the end of the response. Raises `ClientPayloadError` where that was cut, and not ended."""
-        path, body = ("/api/agent/chat?stream=true", {"message": "Hi"}) if self._chat else ("/api/runs", {"input": {}})
-        body = body if self._chat else {"input": {"message": "Hi"}}
+        message = {"message": "Hi"}
+        path = "/api/agent/chat?stream=true" if self._chat else "/api/runs"
+        body: dict[str, Any] = {**message} if self._chat else {"input": message}
         async with client.post(path, json=body, headers={"Accept": "text/event-stream"}) as response:
             assert response.status == 200, await response.text()
             self.run_id = response.headers["X-Run-Id"]

@@ -120,7 +120,7 @@ async def test_row_01_no_credential(server: Serving) -> None:
 async def test_row_01_a_body_is_not_read_of_nobody(server: Serving) -> None:
     assert (await server.post("/api/agent/chat", b"{")).problem == (401, "auth.missing")
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(b"POST /api/agent/chat HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+    writer.write(b"POST /api/agent/chat HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000000\r\n\r\n")
     first = await asyncio.wait_for(reader.readline(), PATIENCE)
     writer.close()
     assert first == b"HTTP/1.1 401 Unauthorized\r\n"
@@ -170,7 +170,7 @@ async def test_rows_02_to_09_and_13_one_answer_to_all_faults(server: Serving, fa
 
 async def test_row_09_a_header_beyond_all_limits(server: Serving) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(b"GET /api/runs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + b"x" * 66_000 + b"\r\n\r\n")
+    writer.write(b"GET /api/runs HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer " + b"x" * 66_000 + b"\r\n\r\n")
     answer = await asyncio.wait_for(reader.read(), PATIENCE)
     writer.close()
     assert answer.startswith(b"HTTP/1.1 431 ")

@@ -14,6 +14,7 @@ from tests.server.serving import JSON, SSE, Serving, Start, eventually
 
 from headrace.fake_provider import END as DONE
 from headrace.fake_provider import HELLO, Call, FakeProvider, Head, Pause, Send, Stall, usage
+from headrace.server.endpoints import chat
 
 ROUNDS = 5000 if os.environ.get("HEADRACE_TORTURE") else 200
 AT_A_TIME = 20
@@ -59,7 +60,7 @@ def request(path: str, message: str, *, stream: bool, on_disconnect: str) -> byt
     query = f"?on_disconnect={on_disconnect}" + ("&stream=true" if stream and path == CHAT else "")
     accept = "text/event-stream" if stream else "application/json"
     return (
-        f"POST {path}{query} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\nContent-Type: application/json\r\n"
+        f"POST {path}{query} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: {accept}\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n{body}"
     ).encode()
 
@@ -186,6 +187,28 @@ async def test_two_readers_one_leaves(server: Serving) -> None:
     reading = asyncio.create_task(server.frames(run_id, **SSE))
     await first.leaves(reset=True)
     assert (await reading)[-1].data["kind"] == "run.completed"
+
+
+async def test_the_server_leaves_while_a_whole_answer_is_waited_for(
+    start: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller is told to come back, and which run it was; nobody's connection is just cut."""
+    monkeypatch.setattr(chat, "_LAST_SECONDS", 0.05)
+    server = await start(agents={}, model=f"{upstream.provider.url}#m", grace=5.0)
+    waiting = asyncio.create_task(server.chat("middle"))
+    run_id = (await the_run(server))["id"]
+    await server.headrace.drain()
+    answer = await waiting
+    assert answer.problem == (503, "server.draining")
+    assert (answer.json()["run_id"], answer.headers["Retry-After"]) == (run_id, "1")
+    assert (await the_run(server))["state"] == "running"
+
+
+async def test_an_answer_that_comes_in_time_is_given(server: Serving) -> None:
+    waiting = asyncio.create_task(server.chat("slowly"))
+    await the_run(server)
+    await server.headrace.drain()
+    assert (await waiting).json()["response"] == "Hello, wörld"
 
 
 # --- nothing is left behind -------------------------------------------------------------------------------------------

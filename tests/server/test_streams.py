@@ -292,7 +292,7 @@ async def test_row_36_three_hundred_clients_that_reset_at_once(start: Start) -> 
     tasks = len(asyncio.all_tasks())
     body = b'{"message":"Hi","agent_id":"stall"}'
     request = (
-        b"POST /api/agent/chat?stream=true&on_disconnect=cancel HTTP/1.1\r\nHost: x\r\n"
+        b"POST /api/agent/chat?stream=true&on_disconnect=cancel HTTP/1.1\r\nHost: 127.0.0.1\r\n"
         b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     )
     for _ in range(300):

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
-from headrace.errors import Draining, InvalidField, StreamDisabled
+from headrace.errors import Draining, HeadraceError, InvalidField, StreamDisabled
 from headrace.events import ErrorInfo, RunCompleted, RunFailed
+from headrace.identity import Principal
 from headrace.ports import Idempotency
 from headrace.protocols.agent_chat import CANCELLED, ChatRequest, answer
 from headrace.server import accept
@@ -20,6 +21,9 @@ from headrace.server.services import Services
 from headrace.server.strict_request import StrictRoute
 
 T = TypeVar("T")
+
+_LAST_SECONDS = 3.0
+"""For an answer that is waited for while the server stops; less than the listener's grace."""
 
 router = APIRouter(route_class=StrictRoute, tags=["chat"])
 
@@ -50,7 +54,11 @@ async def chat(
     leave = cancel if on_disconnect == "cancel" else None
     if stream:
         return follow(services, principal, head, protocol, SSE, on_disconnect=leave, slot=slot)
-    terminal = await unless_client_leaves(request, services.runs.result(head))
+    waiting = Waiting(principal)
+    with services.open_streams.hold(waiting):
+        terminal = await waiting.for_result(request, services.runs.result(head))
+    if waiting.error is not None:
+        raise type(waiting.error)(retry_after=1, run_id=head.run.id)  # which goes on, and can be followed
     if terminal is None:
         if leave is not None:
             await leave()
@@ -68,16 +76,40 @@ def _check_model(services: Services, model: str | None) -> None:
         raise InvalidField(errors=[{"pointer": "/model", "detail": detail}])
 
 
-async def unless_client_leaves(request: Request, work: Awaitable[T]) -> T | None:
-    """The result, or None where the client went away first. The request's body must have been read."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnect(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        working.cancel()
-        leaving.cancel()
+class Waiting:
+    """A caller who waits for a whole answer: among the open streams, so that it is told when the server stops."""
+
+    def __init__(self, principal: Principal) -> None:
+        self.principal = principal
+        self.error: HeadraceError | None = None
+        """Why it was not waited any longer, if that is the server's doing."""
+        self._told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def end(self, error: HeadraceError) -> None:
+        """A server that stops still leaves time for what is about to be answered."""
+        seconds = _LAST_SECONDS if isinstance(error, Draining) else 0.0
+        asyncio.get_running_loop().call_later(seconds, self._tell, error)
+
+    async def for_result(self, request: Request, result: Awaitable[T]) -> T | None:
+        """None where the client went away first, or `error` says why. The request's body must have been read."""
+        working = asyncio.ensure_future(result)
+        leaving = asyncio.ensure_future(_disconnect(request))
+        try:
+            first: set[asyncio.Future[Any]] = {working, leaving, self._told}
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                self.error = None
+                return working.result()
+            return None
+        finally:
+            self._told.cancel()
+            working.cancel()
+            leaving.cancel()
+
+    def _tell(self, error: HeadraceError) -> None:
+        if not self._told.done():
+            self.error = error
+            self._told.set_result(None)
 
 
 async def _disconnect(request: Request) -> None:
