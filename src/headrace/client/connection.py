@@ -11,7 +11,7 @@ from yarl import URL
 from headrace.client.answers import in_band_error, problem
 from headrace.client.patience import Patience
 from headrace.client.sse import Parser
-from headrace.errors import ConfigurationError, HeadraceError, NotFound, StreamCut, UnexpectedAnswer, Unreachable
+from headrace.errors import ConfigurationError, HeadraceError, StreamCut, UnexpectedAnswer, Unreachable
 from headrace.position import Position
 
 T = TypeVar("T")
@@ -58,10 +58,6 @@ class Connection:
             try:
                 async with self._sent(method, path, query, head, data, self._timeout) as response:
                     return _decoded(await response.read(), answer)
-            except NotFound:
-                if method == "DELETE" and waiting.failures:
-                    return _decoded(b"", answer)  # the reply to an earlier one was lost
-                raise
             except HeadraceError as error:
                 await waiting.wait(error)
             except _FAULTS as fault:

@@ -1,21 +1,19 @@
 """One run of a server, as a client sees it."""
 
 from collections.abc import AsyncGenerator, Collection
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from urllib.parse import quote
 
 from headrace.client.answers import EventPage, LoggedEvent, RunInfo, error_of, event_of
 from headrace.client.connection import Connection
-from headrace.errors import Cancelled, StreamCut, UnexpectedAnswer
+from headrace.errors import Cancelled, NotFound, StreamCut
 from headrace.events import (
     KIND_OF,
     TERMINAL,
-    AnyEvent,
     RunCancelled,
     RunCompleted,
     RunFailed,
     TextDelta,
-    Unknown,
     kind_of,
 )
 from headrace.position import Position
@@ -54,7 +52,7 @@ class RunHandle:
             async for _, event in events:
                 if isinstance(event, TextDelta):
                     yield event.delta
-                else:
+                elif isinstance(event, TERMINAL):
                     completed(event)
                     return
         raise StreamCut
@@ -63,7 +61,8 @@ class RunHandle:
         """The end of the run, once it is there. A run that failed raises its error, a cancelled one `Cancelled`."""
         async with aclosing(self._follow(None, ())) as events:
             async for _, event in events:
-                return completed(event)
+                if isinstance(event, TERMINAL):
+                    return completed(event)
         raise StreamCut
 
     async def head(self) -> RunInfo:
@@ -75,8 +74,10 @@ class RunHandle:
         return await self._connection.request("POST", f"{self._path}/cancel", RunInfo)
 
     async def delete(self) -> None:
-        """Forget the run and its events. Raises `RunActive` while it has not ended."""
-        await self._connection.request("DELETE", self._path, type(None))
+        """Forget the run and its events. One that is not there is as good as deleted: the reply to an earlier request
+        may have been lost. Raises `RunActive` while the run has not ended."""
+        with suppress(NotFound):
+            await self._connection.request("DELETE", self._path, type(None))
 
     async def _follow(self, after: str | None, kinds: Collection[str] | None) -> AsyncGenerator[LoggedEvent, None]:
         """The events of some kinds and, always, the terminal one."""
@@ -103,12 +104,10 @@ class RunHandle:
             query["after"] = page.next
 
 
-def completed(event: AnyEvent | Unknown) -> RunCompleted:
+def completed(event: RunCompleted | RunFailed | RunCancelled) -> RunCompleted:
     """Raises what ended the run otherwise."""
     if isinstance(event, RunFailed):
         raise error_of(event.error)
     if isinstance(event, RunCancelled):
         raise Cancelled
-    if isinstance(event, RunCompleted):
-        return event
-    raise UnexpectedAnswer
+    return event
