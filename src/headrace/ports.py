@@ -26,7 +26,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     owner: Owner
     agent: str
     input: dict[str, Any]
-    """What the agent gets; any JSON object. A chat agent reads `message`, `history`, `model`, `max_tokens`."""
+    """What the agent gets; any JSON object. A chat agent reads `message`, `history`, `max_tokens`, `temperature`."""
     created: float
     """Epoch seconds, for display."""
     conversation_id: str | None = None
@@ -236,13 +236,22 @@ class RunQueue(Protocol):
 class Tool(Protocol):
     """Something a model may ask the server to do."""
 
-    name: str
-    description: str
-    parameters: Mapping[str, Any]
-    """JSON Schema of the arguments."""
-    idempotent: bool
-    timeout: float
-    """Seconds."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """JSON Schema of the arguments."""
+
+    @property
+    def idempotent(self) -> bool: ...
+
+    @property
+    def timeout(self) -> float:
+        """Seconds."""
 
     async def call(self, arguments: dict[str, Any], context: "ToolContext") -> Any:
         """The result, any JSON value."""

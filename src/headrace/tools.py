@@ -51,9 +51,6 @@ class Toolbox:
     def all(self) -> tuple[Tool, ...]:
         return tuple(self._tools.values())
 
-    def get(self, name: str) -> Tool | None:
-        return self._tools.get(name)
-
     async def execute(self, call: ToolCall, context: ToolContext) -> ToolOutcome:
         """Run a call as a model wrote it. Never raises for what the model or the tool did wrong: the model is told,
         in general words, since its answer may repeat them to anybody."""
@@ -65,14 +62,13 @@ class Toolbox:
         except msgspec.MsgspecError:
             return ToolOutcome("The arguments are not a JSON object.", is_error=True)
         try:
-            async with asyncio.timeout(tool.timeout):
-                result = await tool.call(arguments, context)
-        except TimeoutError:
-            return ToolOutcome(f"The tool took longer than {tool.timeout:g} seconds.", is_error=True)
+            async with asyncio.timeout(tool.timeout) as limit:
+                return ToolOutcome(_text(await tool.call(arguments, context)), is_error=False)
         except Exception:
+            if limit.expired():
+                return ToolOutcome(f"The tool took longer than {tool.timeout:g} seconds.", is_error=True)
             logger.exception("tool failed", tool=tool.name, run_id=context.run.id)
             return ToolOutcome("The tool failed.", is_error=True)
-        return ToolOutcome(_text(result), is_error=False)
 
 
 def _text(result: Any) -> str:

@@ -87,7 +87,7 @@ class ChatAgent:
             return
         messages = [*self._opening(context.run), *past.messages]
         for number in range(past.steps + 1, self._max_steps + 1):
-            step = _Step(context.run, number, self._model.name, text=past.text)
+            step = _Step(context.run, number, self._model.name, text=past.text, reasoning=past.reasoning)
             if not past.open:
                 yield step.begin()
             request = self._request(context.run, messages, prefix=past.text)
@@ -154,7 +154,7 @@ def chat_agent(model: Model, *, system_prompt: str = "", tools: Toolbox | None =
 class _Step:
     """One call of the model: turns what it says into events and gathers the whole of it."""
 
-    def __init__(self, run: Run, number: int, model: str, *, text: str) -> None:
+    def __init__(self, run: Run, number: int, model: str, *, text: str, reasoning: str) -> None:
         suffix = "" if number == 1 else f"_{number}"
         self.message_id = f"msg_{run.id.removeprefix('run_')}{suffix}"
         self.step_id = f"step_{number}"
@@ -162,8 +162,8 @@ class _Step:
         self.calls: dict[int, _Call] = {}
         self._agent = run.agent
         self._model = model
-        self._text = [text] if text else []
-        self._reasoning: list[str] = []
+        self._text = [text]
+        self._reasoning = [reasoning]
         self._usage: ModelUsage | None = None
 
     def begin(self) -> Sequence[AnyEvent]:
@@ -258,12 +258,13 @@ class _Call:
 
 
 class _Past:
-    """What an earlier attempt had done: whole steps as messages, and the text of the one that was open."""
+    """What earlier attempts had done: whole steps as messages, and what was said in the one that was open."""
 
     def __init__(self, steps: int = 0) -> None:
         self.steps = steps
         self.messages: list[Message] = []
         self.text = ""
+        self.reasoning = ""
         self.open = False
 
     @property
@@ -275,25 +276,26 @@ class _Past:
     def of(cls, context: RunContext) -> "_Past":
         """Raises `Interrupted` where a tool call was open: whether the tool ran is not known."""
         past = cls()
-        calls: dict[str, ToolCall] = {}
-        answered: set[str] = set()
+        unanswered: dict[str, ToolCall] = {}  # some models use an id again once its call is answered
         for event in context.history:
             if isinstance(event, MessageStart):
-                past.open, past.text = True, ""
+                past.open, past.text, past.reasoning = True, "", ""
             elif isinstance(event, TextDelta):
                 past.text += event.delta
+            elif isinstance(event, ReasoningDelta):
+                past.reasoning += event.delta
             elif isinstance(event, ToolCallStart):
-                calls[event.tool_call_id] = ToolCall(id=event.tool_call_id, name=event.name, arguments="")
+                unanswered[event.tool_call_id] = ToolCall(id=event.tool_call_id, name=event.name, arguments="")
             elif isinstance(event, ToolCallEnd):
-                calls[event.tool_call_id] = ToolCall(id=event.tool_call_id, name=event.name, arguments=event.args)
+                unanswered[event.tool_call_id] = ToolCall(id=event.tool_call_id, name=event.name, arguments=event.args)
             elif isinstance(event, MessageEnd):
-                done = tuple(call for call in calls.values() if call.id not in answered)
-                past.messages.append(Message(role="assistant", content=event.text, tool_calls=done))
-                past.open, past.text, past.steps = False, "", past.steps + 1
+                calls = tuple(unanswered.values())
+                past.messages.append(Message(role="assistant", content=event.text, tool_calls=calls))
+                past.open, past.text, past.reasoning, past.steps = False, "", "", past.steps + 1
             elif isinstance(event, ToolCallResult):
-                answered.add(event.tool_call_id)
+                unanswered.pop(event.tool_call_id, None)
                 past.messages.append(Message(role="tool", content=event.output, tool_call_id=event.tool_call_id))
-        if calls.keys() - answered:
+        if unanswered:
             raise Interrupted
         return past
 

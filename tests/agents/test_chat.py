@@ -1,0 +1,455 @@
+"""The chat agent with a model that follows a script."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import pytest
+
+from headrace.agents.chat import ChatAgent, chat_agent
+from headrace.errors import HeadraceError, Interrupted, InvalidField, ModelCut, ModelEmpty, TooManySteps
+from headrace.events import (
+    AnyEvent,
+    AttemptStarted,
+    Data,
+    Event,
+    MessageEnd,
+    ReasoningDelta,
+    RunStarted,
+    StepFinished,
+    TextDelta,
+    ToolCallArgs,
+    ToolCallEnd,
+    ToolCallResult,
+    ToolCallStart,
+    Usage,
+    kind_of,
+)
+from headrace.identity import Owner
+from headrace.ports import (
+    Message,
+    ModelData,
+    ModelEvent,
+    ModelFinish,
+    ModelReasoning,
+    ModelRequest,
+    ModelText,
+    ModelToolCall,
+    ModelUsage,
+    Run,
+    RunContext,
+    ToolCall,
+    ToolContext,
+)
+from headrace.tools import FunctionTool, Toolbox
+
+PATIENCE = 15.0
+Step = Sequence[Sequence[ModelEvent] | Exception]
+
+
+def answer(*texts: str, reason: str = "stop") -> Step:
+    return [*[[ModelText(text)] for text in texts], [ModelFinish(reason)]]
+
+
+def calling(name: str, arguments: str, call_id: str | None = "c1") -> Step:
+    return [
+        [ModelToolCall(index=0, id=call_id, name=name)],
+        [ModelToolCall(index=0, arguments=arguments[:3]), ModelToolCall(index=0, arguments=arguments[3:])],
+        [ModelFinish("tool_calls")],
+    ]
+
+
+class Scripted:
+    """Answers the nth request with the nth step. After its script it waits for ever, where `hangs`."""
+
+    name = "scripted"
+
+    def __init__(self, *steps: Step, continues: bool = True, hangs: bool = False) -> None:
+        self.continues = continues
+        self.requests: list[ModelRequest] = []
+        self.waiting = asyncio.Event()
+        self.closed = 0
+        self._steps = steps
+        self._hangs = hangs
+
+    def step(self, request: ModelRequest) -> Step:
+        return self._steps[len(self.requests) - 1]
+
+    async def stream(self, request: ModelRequest) -> AsyncIterator[Sequence[ModelEvent]]:
+        self.requests.append(request)
+        try:
+            for item in self.step(request):
+                await asyncio.sleep(0)
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+            if self._hangs:
+                self.waiting.set()
+                await asyncio.Event().wait()
+        finally:
+            self.closed += 1
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Continuing(Scripted):
+    """Picks its step by the turns that were already taken, and goes on after the prefix, as a real model does."""
+
+    def step(self, request: ModelRequest) -> Step:
+        step = self._steps[sum(message.role == "assistant" for message in request.messages)]
+        shown = len(request.prefix)
+        rest: list[Sequence[ModelEvent]] = []
+        for item in step:
+            assert not isinstance(item, Exception)
+            events: list[ModelEvent] = []
+            for event in item:
+                if isinstance(event, ModelText):
+                    taken = min(shown, len(event.text))
+                    shown -= taken
+                    if event.text[taken:]:
+                        events.append(ModelText(event.text[taken:]))
+                elif not (request.prefix and isinstance(event, ModelReasoning)):
+                    events.append(event)
+            rest.append(events)
+        return rest
+
+
+def run_of(**input_: Any) -> Run:
+    return Run(
+        id="run_1", epoch="e", owner=Owner("t", "ann"), agent="default", created=1, input={"message": "hi", **input_}
+    )
+
+
+def agent_of(model: Any, *tools: FunctionTool, **options: Any) -> ChatAgent:
+    return ChatAgent(model, tools=Toolbox(tools), **options)
+
+
+async def items_of(agent: ChatAgent, context: RunContext | None = None) -> list[Sequence[AnyEvent]]:
+    async with asyncio.timeout(PATIENCE):
+        return [
+            item if isinstance(item, list | tuple) else (item,)
+            async for item in agent.run(context or RunContext(run=run_of()))
+        ]
+
+
+async def said(agent: ChatAgent, **input_: Any) -> list[AnyEvent]:
+    items = await items_of(agent, RunContext(run=run_of(**input_)))
+    return [event for item in items for event in item]
+
+
+def only(events: Sequence[Any], kind: type[Any]) -> list[Any]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def shown(events: Sequence[Any]) -> list[str]:
+    return [kind_of(event) for event in events]
+
+
+async def search(query: str = "", **more: Any) -> Any:
+    return {"found": query}
+
+
+def tool(function: Callable[..., Any] = search, *, name: str = "search", timeout: float = 5.0) -> FunctionTool:
+    return FunctionTool(name=name, description="d", parameters={"type": "object"}, function=function, timeout=timeout)
+
+
+# one step
+
+
+async def test_an_answer_is_one_step_with_one_message() -> None:
+    usage = ModelUsage(input_tokens=3, output_tokens=2)
+    events = await said(agent_of(Scripted([[ModelText("Hel"), ModelText("lo")], [usage], [ModelFinish("stop")]])))
+    assert shown(events) == [
+        "step.started",
+        "message.start",
+        "text.delta",
+        "text.delta",
+        "message.end",
+        "usage",
+        "step.finished",
+    ]
+    (end,) = only(events, MessageEnd)
+    assert (end.text, end.finish_reason, end.message_id, end.step_id) == ("Hello", "stop", "msg_1", "step_1")
+
+
+async def test_the_model_is_told_the_system_prompt_the_history_and_the_message() -> None:
+    model = Scripted(answer("x"))
+    history = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+    await said(agent_of(model, tool(), system_prompt="Be brief."), history=history, max_tokens=7, temperature=0.5)
+    (request,) = model.requests
+    assert [(message.role, message.content) for message in request.messages] == [
+        ("system", "Be brief."),
+        ("user", "one"),
+        ("assistant", "two"),
+        ("user", "hi"),
+    ]
+    assert (request.max_tokens, request.temperature, request.prefix) == (7, 0.5, "")
+    assert [each.name for each in request.tools] == ["search"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"message": 5}, {"message": None}, {"history": "x"}, {"history": [{"role": "pope"}]}, {"max_tokens": "many"}],
+)
+async def test_an_input_that_is_not_one_is_told(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidField):
+        await said(agent_of(Scripted(answer("x"))), **wrong)
+
+
+async def test_reasoning_is_apart_from_the_text() -> None:
+    events = await said(agent_of(Scripted([[ModelReasoning("hm"), ModelReasoning("m")], *answer("yes")])))
+    assert "".join(event.delta for event in only(events, ReasoningDelta)) == "hmm"
+    (end,) = only(events, MessageEnd)
+    assert (end.text, end.reasoning) == ("yes", "hmm")
+
+
+async def test_the_last_word_on_usage_counts() -> None:
+    first, last = ModelUsage(input_tokens=3), ModelUsage(input_tokens=3, output_tokens=9, cached=1, reasoning=4)
+    (usage,) = only(await said(agent_of(Scripted([[first], *answer("x")[:1], [last], [ModelFinish("stop")]]))), Usage)
+    assert (usage.model, usage.step_id) == ("scripted", "step_1")
+    assert (usage.input_tokens, usage.output_tokens, usage.cached, usage.reasoning) == (3, 9, 1, 4)
+
+
+async def test_a_model_that_says_nothing_of_usage_leaves_it_unknown() -> None:
+    (usage,) = only(await said(agent_of(Scripted(answer("x")))), Usage)
+    assert (usage.input_tokens, usage.output_tokens) == (None, None)
+
+
+@pytest.mark.parametrize("reason", ["stop", "length", "content_filter", "of_the_provider"])
+async def test_the_reason_of_the_end_is_kept(reason: str) -> None:
+    (end,) = only(await said(agent_of(Scripted(answer("x", reason=reason)))), MessageEnd)
+    assert end.finish_reason == reason
+
+
+async def test_what_else_the_model_says_is_data() -> None:
+    (data,) = only(await said(agent_of(Scripted([[ModelData("source", {"n": 1})], *answer("x")]))), Data)
+    assert (data.name, data.value) == ("source", {"n": 1})
+
+
+@pytest.mark.parametrize(
+    ("step", "error"), [([], ModelEmpty), ([[ModelText("x")]], ModelEmpty), ([[ModelText("x")], ModelCut()], ModelCut)]
+)
+async def test_an_answer_without_an_end_is_none(step: Step, error: type[HeadraceError]) -> None:
+    model = Scripted(step)
+    with pytest.raises(error):
+        await said(agent_of(model))
+    assert model.closed == 1
+
+
+# tools
+
+
+async def test_a_tool_is_called_and_its_result_goes_to_the_log_and_to_the_model() -> None:
+    called: list[dict[str, Any]] = []
+
+    async def look(**arguments: Any) -> Any:
+        called.append(arguments)
+        return {"found": 3}
+
+    model = Scripted(calling("search", '{"query": "mill"}'), answer("Three."))
+    events = await said(agent_of(model, tool(look)))
+    assert called == [{"query": "mill"}]
+    assert [type(event) for event in events if "tool" in kind_of(event)] == [
+        ToolCallStart,
+        ToolCallArgs,
+        ToolCallArgs,
+        ToolCallEnd,
+        ToolCallResult,
+    ]
+    (end,), (result,) = only(events, ToolCallEnd), only(events, ToolCallResult)
+    assert (end.tool_call_id, end.name, end.args) == ("c1", "search", '{"query": "mill"}')
+    assert (result.tool_call_id, result.output, result.is_error) == ("c1", '{"found":3}', False)
+    assert model.requests[1].messages[-2:] == (
+        Message(role="assistant", tool_calls=(ToolCall(id="c1", name="search", arguments='{"query": "mill"}'),)),
+        Message(role="tool", content='{"found":3}', tool_call_id="c1"),
+    )
+    assert [end.message_id for end in only(events, MessageEnd)] == ["msg_1", "msg_1_2"]
+
+
+async def test_a_tool_knows_for_whom_it_works() -> None:
+    contexts: list[ToolContext] = []
+
+    class Knowing:
+        name, description, idempotent, timeout = "search", "d", False, 5.0
+        parameters: dict[str, Any] = {}  # noqa: RUF012
+
+        async def call(self, arguments: dict[str, Any], context: ToolContext) -> Any:
+            contexts.append(context)
+            return "x"
+
+    agent = ChatAgent(Scripted(calling("search", ""), answer("x")), tools=Toolbox([Knowing()]))
+    await said(agent)
+    assert contexts == [ToolContext(run=run_of(), tool_call_id="c1")]
+
+
+async def test_several_calls_of_one_turn_are_answered_in_order() -> None:
+    both: Step = [
+        [ModelToolCall(index=0, id="a", name="search", arguments='{"query":')],
+        [ModelToolCall(index=1, id="b", name="search", arguments='{"query":"two"}')],
+        [ModelToolCall(index=0, arguments='"one"}'), ModelFinish("tool_calls")],
+    ]
+    events = await said(agent_of(Scripted(both, answer("x")), tool()))
+    assert [(result.tool_call_id, result.output) for result in only(events, ToolCallResult)] == [
+        ("a", '{"found":"one"}'),
+        ("b", '{"found":"two"}'),
+    ]
+
+
+async def _raises(**arguments: Any) -> Any:
+    raise RuntimeError("sk-canary")
+
+
+async def _hangs(**arguments: Any) -> Any:
+    await asyncio.Event().wait()
+
+
+async def _unshowable(**arguments: Any) -> Any:
+    return object()
+
+
+@pytest.mark.parametrize(
+    ("step", "used", "words"),
+    [
+        (calling("find", "{}"), tool(), "There is no tool named 'find'."),
+        (calling("search", '{"query'), tool(), "The arguments are not a JSON object."),
+        (calling("search", "[1, 2]"), tool(), "The arguments are not a JSON object."),
+        (calling("search", "{}"), tool(_raises), "The tool failed."),
+        (calling("search", "{}"), tool(_unshowable), "The tool failed."),
+        (calling("search", "{}"), tool(_hangs, timeout=0.01), "The tool took longer than 0.01 seconds."),
+    ],
+    ids=["unknown", "cut", "no object", "raises", "unshowable", "hangs"],
+)
+async def test_the_model_is_told_in_general_words_what_went_wrong(step: Step, used: FunctionTool, words: str) -> None:
+    model = Scripted(step, answer("Sorry."))
+    events = await said(agent_of(model, used))
+    (result,) = only(events, ToolCallResult)
+    assert (result.output, result.is_error) == (words, True)
+    assert model.requests[1].messages[-1].content == words
+    assert only(events, MessageEnd)[-1].text == "Sorry."
+
+
+async def test_a_call_without_an_id_gets_one_that_every_attempt_would_give() -> None:
+    events = await said(agent_of(Scripted(calling("search", "{}", None), answer("x")), tool()))
+    assert only(events, ToolCallStart)[0].tool_call_id == "call_1_0"
+
+
+async def test_a_model_that_never_ends_has_so_many_steps() -> None:
+    model = Scripted(*[calling("search", "{}")] * 5)
+    with pytest.raises(TooManySteps):
+        await said(agent_of(model, tool(), max_steps=3))
+    assert len(model.requests) == 3
+
+
+# cancel
+
+
+async def test_a_cancel_closes_the_message_and_notes_the_usage() -> None:
+    model = Scripted([[ModelText("half")], [ModelUsage(output_tokens=1)]], hangs=True)
+    agent = agent_of(model)
+    saying = asyncio.create_task(said(agent))
+    await asyncio.wait_for(model.waiting.wait(), PATIENCE)
+    await agent.cancel()
+    events = await asyncio.wait_for(saying, PATIENCE)
+    assert shown(events)[-3:] == ["message.end", "usage", "step.finished"]
+    (end,), (usage,), (step,) = only(events, MessageEnd), only(events, Usage), only(events, StepFinished)
+    assert (end.text, end.finish_reason, usage.output_tokens, step.status) == ("half", "cancelled", 1, "cancelled")
+    assert model.closed == 1
+
+
+async def test_a_cancel_before_the_first_word_closes_the_model_too() -> None:
+    model = Scripted([], hangs=True)
+    agent = agent_of(model)
+    saying = asyncio.create_task(said(agent))
+    await asyncio.wait_for(model.waiting.wait(), PATIENCE)
+    await agent.cancel()
+    (end,) = only(await asyncio.wait_for(saying, PATIENCE), MessageEnd)
+    assert (end.text, end.finish_reason, model.closed) == ("", "cancelled", 1)
+
+
+async def test_a_cancel_during_a_tool_calls_no_model_again() -> None:
+    began = asyncio.Event()
+
+    async def hangs(**arguments: Any) -> Any:
+        began.set()
+        await asyncio.Event().wait()
+
+    model = Scripted(calling("search", "{}"), answer("x"))
+    agent = agent_of(model, tool(hangs))
+    saying = asyncio.create_task(said(agent))
+    await asyncio.wait_for(began.wait(), PATIENCE)
+    await agent.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(saying, PATIENCE)
+    assert len(model.requests) == 1
+
+
+async def test_a_foreign_cancel_is_let_through() -> None:
+    model = Scripted([[ModelText("half")]], hangs=True)
+    saying = asyncio.create_task(said(agent_of(model)))
+    await asyncio.wait_for(model.waiting.wait(), PATIENCE)
+    saying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await saying
+    assert model.closed == 1
+
+
+# going on after another attempt
+
+
+def tale(call_ids: tuple[str, str] = ("c1", "c2")) -> Continuing:
+    return Continuing(
+        [
+            [ModelReasoning("I should ")],
+            [ModelReasoning("search.")],
+            *answer("Let ", "me ")[:2],
+            *calling("search", '{"query":"a"}', call_ids[0]),
+        ],
+        calling("search", '{"query":"b"}', call_ids[1]),
+        [[ModelReasoning("Now I know.")], *answer("The ", "headrace ", "ends.")],
+    )
+
+
+def history_of(items: Sequence[Sequence[Event]]) -> list[Event]:
+    started = RunStarted(agent="default", input_digest="")
+    return [started, *[event for item in items for event in item], AttemptStarted(attempt=2, mode="continue")]
+
+
+def final(events: Sequence[Any]) -> tuple[list[str], list[str]]:
+    """The text of each message, by its end and by its deltas."""
+    ends = only(events, MessageEnd)
+    deltas = [
+        "".join(event.delta for event in only(events, TextDelta) if event.message_id == end.message_id) for end in ends
+    ]
+    return [end.text for end in ends], deltas
+
+
+@pytest.mark.parametrize("call_ids", [("c1", "c2"), ("0", "0")], ids=["own ids", "one id for all"])
+async def test_an_attempt_goes_on_from_every_cut(call_ids: tuple[str, str]) -> None:
+    whole = await items_of(agent_of(tale(call_ids), tool()))
+    flat = [event for item in whole for event in item]
+    expected, interrupted = final(flat), 0
+    for cut in range(len(whole) + 1):
+        before = history_of(whole[:cut])
+        context = RunContext(run=run_of(), attempt=2, history=before)
+        open_calls = sum(isinstance(event, ToolCallStart) - isinstance(event, ToolCallResult) for event in before)
+        if open_calls:
+            with pytest.raises(Interrupted):
+                await items_of(agent_of(tale(call_ids), tool()), context)
+            interrupted += 1
+            continue
+        after = await items_of(agent_of(tale(call_ids), tool()), context)
+        events = [*before, *[event for item in after for event in item]]
+        assert final(events) == expected, cut
+        assert shown(events).count("message.start") == shown(events).count("message.end") == 3
+        assert shown(events).count("tool_call.result") == 2
+        for end in only(events, MessageEnd):
+            reasoning = [each.delta for each in only(events, ReasoningDelta) if each.message_id == end.message_id]
+            assert end.reasoning == "".join(reasoning), cut
+    assert interrupted > 0
+
+
+async def test_a_model_that_cannot_continue_makes_no_resumable_agent() -> None:
+    assert not chat_agent(Scripted(continues=False))(run_of()).resumable
+    assert chat_agent(Scripted(continues=True))(run_of()).resumable
