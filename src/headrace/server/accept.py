@@ -1,20 +1,28 @@
 """Which of the types that we offer a client takes (RFC 9110, section 12.5.1)."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 from headrace.errors import NotAcceptable
+
+_NUMBER = re.compile(r"[01](\.[0-9]{0,3})?")
 
 
 def choose(accept: str | None, offered: Sequence[str]) -> str:
     """The offered type with the highest weight, the first of equals. Raises `NotAcceptable`."""
     if not accept:
         return offered[0]
-    ranges = [_parse(part) for part in accept.split(",")]
-    weights = [max((weight for range_, weight in ranges if _matches(range_, type_)), default=0.0) for type_ in offered]
-    best = max(weights)
-    if best <= 0:
+    weights = dict(map(_parse, accept.split(",")))
+    best = max(offered, key=lambda type_: _weight(type_, weights))
+    if _weight(best, weights) <= 0:
         raise NotAcceptable
-    return offered[weights.index(best)]
+    return best
+
+
+def _weight(type_: str, weights: Mapping[str, float]) -> float:
+    """That of the most specific range that holds the type."""
+    ranges = (type_, type_.partition("/")[0] + "/*", "*/*")
+    return next((weights[range_] for range_ in ranges if range_ in weights), 0.0)
 
 
 def _parse(part: str) -> tuple[str, float]:
@@ -23,16 +31,5 @@ def _parse(part: str) -> tuple[str, float]:
     for parameter in parameters:
         name, _, value = parameter.partition("=")
         if name.strip().lower() == "q":
-            weight = _number(value)
+            weight = float(value) if _NUMBER.fullmatch(value.strip()) else 0.0
     return range_.strip().lower(), weight
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
-
-
-def _matches(range_: str, type_: str) -> bool:
-    return range_ in ("*/*", type_) or (range_.endswith("/*") and type_.startswith(range_[:-1]))

@@ -67,8 +67,9 @@ NDJSON: Framing = NewlineDelimitedJSON()
 class BlockEncoder:
     """One run in one view, framing and filter: blocks to bytes.
 
-    Where the view is stateless the bytes are kept on the block, so they are made once for all readers. Otherwise the
-    view is folded from event 1, and what lies at or before `after` is not sent again.
+    Where the view is stateless the bytes are kept on the block, so they are made once for all readers; not those of a
+    filter, of which callers can think up any number. Other views are folded from event 1, and what lies at or before
+    `after` is not sent again.
     """
 
     def __init__(
@@ -87,7 +88,8 @@ class BlockEncoder:
         self._after = after or Position(run.epoch, 0)
         self._partly_sent = self._after.offset + (self._after.frame > 0)
         """Events up to this offset were sent before, the last of them maybe in part."""
-        self._cache_key = (protocol.name, framing.media_type, kinds) if protocol.stateless else None
+        shared = protocol.stateless and kinds is None
+        self._cache_key = (protocol.name, framing.media_type) if shared else None
 
     def __call__(self, block: Block) -> bytes:
         if self._cache_key is None or block.first <= self._partly_sent:
