@@ -16,12 +16,13 @@ class Cut(ConnectionError):
 
 
 class Response:
-    def __init__(self, stream: asyncio.StreamReader) -> None:
+    def __init__(self, stream: asyncio.StreamReader, silence: float | None) -> None:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.received = 0
         """Bytes of the connection so far, headers and framing among them."""
         self._stream = stream
+        self._silence = silence
         self._parser = httptools.HttpResponseParser(self)
         self._headed = False
         self._complete = False
@@ -49,7 +50,11 @@ class Response:
         self.status = self._parser.get_status_code()
 
     async def _more(self) -> None:
-        data = await self._stream.read(65_536)
+        try:
+            async with asyncio.timeout(self._silence):
+                data = await self._stream.read(65_536)
+        except TimeoutError:
+            raise Cut from None
         if not data:
             raise Cut
         self.received += len(data)
@@ -79,13 +84,15 @@ async def ask(
     headers: Mapping[str, str] | None = None,
     body: object = None,
     receive_buffer: int | None = None,
+    silence: float | None = None,
 ) -> AsyncIterator[Response]:
     """The response once its headers are there. Raises `ConnectionError`. With a `receive_buffer` (bytes), nothing more
-    than that and a read's worth leaves the server unless the body is read."""
+    than that and a read's worth leaves the server unless the body is read. After so many seconds of `silence` the
+    connection is given up as cut."""
     stream, writer = await _connect(port, receive_buffer)
     try:
         writer.write(request(method, target, headers=headers, body=body))
-        response = Response(stream)
+        response = Response(stream, silence)
         await response.head()
         yield response
     finally:
