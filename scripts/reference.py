@@ -16,6 +16,7 @@ import msgspec
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
+from headrace.cli.commands import app
 from headrace.errors import BY_CODE, HeadraceError
 from headrace.events import KINDS, TERMINAL, ErrorInfo, Event
 from headrace.settings import Settings
@@ -134,9 +135,23 @@ def settings() -> str:
     return "\n" + table(["variable", "default", "what it does"], rows) + "\n\n"
 
 
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def commands() -> str:
+    """The help of every command, without what stands above them."""
+    text: str = app.generate_docs(heading_level=1)
+    return text[text.index("\n## headrace ") :].rstrip() + "\n\n"
+
+
 # --- pages ------------------------------------------------------------------------------------------------------------
 
-GENERATORS: dict[str, Callable[[], str]] = {"errors.md": errors, "events.md": events, "settings.md": settings}
+GENERATORS: dict[str, Callable[[], str]] = {
+    "cli.md": commands,
+    "errors.md": errors,
+    "events.md": events,
+    "settings.md": settings,
+}
 
 
 def renewed(page: Path) -> str:

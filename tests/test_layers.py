@@ -20,7 +20,7 @@ WRONG_IMPORTS = [
     ("protocols/__init__.py", "headrace.runs", "A protocol knows no service"),
     ("server/__init__.py", "headrace.providers", "The server names no engine"),
     ("server/__init__.py", "headrace.settings", "Only bootstrap and cli read settings"),
-    ("client.py", "headrace.ports", "The client is light"),
+    ("client/__init__.py", "headrace.ports", "The client is light"),
 ]
 
 
