@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.server.serving import Serving, eventually, settings
@@ -14,7 +15,7 @@ from tests.torture.process import PATIENCE, ServerProcess
 from tests.torture.scale import number
 from tests.torture.wire import Response, ask
 
-from headrace.server.listener import Deadlines
+from headrace.server.listener import Deadlines, Listener
 
 READERS = number(40, 1000)
 TOKENS = number(10_000, 500_000)
@@ -133,3 +134,28 @@ async def test_a_reader_that_stays_away_is_closed_and_goes_on_elsewhere(tmp_path
                 await reader.catch_up()
                 assert raw(reader.frames) == whole[reader.framing]
         assert server.headrace.telemetry.resumes == len(readers)
+
+
+async def test_a_reader_that_is_slow_but_steady_is_not_closed() -> None:
+    body = b"x" * 8_000_000
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            for kind in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{kind}.complete"})
+        else:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": body})
+
+    listener = Listener(app, port=0, deadlines=Deadlines(write=0.5))
+    serving = asyncio.create_task(listener.serve())
+    await listener.started.wait()
+    got = 0
+    async with ask(listener.ports[0], "GET", "/", receive_buffer=65_536) as response:
+        async for part in response.parts():
+            got += len(part)
+            await asyncio.sleep(0.01)  # the reader's pace
+    listener.stop()
+    await serving
+    assert got == len(body)

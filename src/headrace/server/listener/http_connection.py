@@ -122,7 +122,7 @@ class HttpConnection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._stalled is None:
-            self._stalled = self.loop.call_later(self._deadlines.write, self.transport.abort)
+            self._watch_reader()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -247,6 +247,17 @@ class HttpConnection(HttpToolsProtocol):
     def _body_overdue(self) -> None:
         self._overdue = None
         self._refuse(RequestTimeout())
+
+    def _watch_reader(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        self._stalled = self.loop.call_later(self._deadlines.write, self._write_overdue, unsent)
+
+    def _write_overdue(self, unsent: int) -> None:
+        """A peer that took some of a large write meanwhile is slow, not gone."""
+        if self.transport.get_write_buffer_size() < unsent:
+            self._watch_reader()
+        else:
+            self.transport.abort()
 
     # --- ends --------------------------------------------------------------------------------------------------------
 
