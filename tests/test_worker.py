@@ -236,10 +236,11 @@ async def test_runs_that_end_within_the_grace_are_finished(workshop: Workshop, g
     worker = workshop.worker()
     head = await workshop.start()
     await workshop.until(head.run.id, "text.delta")
-    stopping = asyncio.ensure_future(worker.stop(PATIENCE))
+    stopping = asyncio.ensure_future(worker.finish(PATIENCE))
     await asyncio.sleep(0)
     gated.gate.set()
     await within_patience(stopping)
+    await worker.stop()
     assert (await workshop.outcome(head.run.id)).output == "before after"
 
 

@@ -18,7 +18,7 @@ from headrace.errors import ConfigurationError, HeadraceError
 from headrace.execution import RunLimits
 from headrace.identity import Limits
 from headrace.limits import Limiter
-from headrace.ports import Agent, AgentFactory, Model, Run, WireProtocol
+from headrace.ports import Agent, AgentFactory, Engine, Model, Run, WireProtocol
 from headrace.protocols.agent_chat import AgentChat
 from headrace.protocols.native import Native
 from headrace.providers.demo import ExtractiveModel
@@ -46,7 +46,7 @@ from headrace.worker import Worker
 logger = structlog.get_logger("headrace")
 
 _TRIM_SECONDS = 60.0
-_GRACE_SECONDS = 1.0
+_GRACE_SECONDS = 3.0
 """For runs that are about to end when the process is told to stop."""
 TOKEN_SECRET = "token.secret"  # noqa: S105  the name of a file
 KEY_FILE = "auth.json"
@@ -62,13 +62,22 @@ class Headrace:
     does not run the lifespan of a mounted one, enter `running()` in the other app's lifespan.
 
     `agents` are more agents by name: factories, or plain async generator functions of strings wrapped by
-    `headrace.agent`. An agent named `default` takes the place of the chat agent.
+    `headrace.agent`. An agent named `default` takes the place of the chat agent. `protocols` are more views of a run,
+    for `?view=`. `engine` keeps the logs instead of the one that the settings name.
     """
 
-    def __init__(self, settings: Settings | None = None, *, agents: Mapping[str, AgentFactory] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        agents: Mapping[str, AgentFactory] | None = None,
+        protocols: Sequence[WireProtocol] = (),
+        engine: Engine | None = None,
+    ) -> None:
         self.settings = settings or load_settings()
         self.telemetry = Telemetry()
-        self.engine = _engine(self.settings, self.telemetry)
+        self.engine = engine or _engine(self.settings, self.telemetry)
+        self._protocols: list[WireProtocol] = [Native(), AgentChat(self.settings.stream_chunk_size), *protocols]
         self.model: Model | None = None
         """Chosen at the start, where the chat agent is used."""
         self._agents: dict[str, AgentFactory] = dict(agents or {})
@@ -101,7 +110,7 @@ class Headrace:
                 await self.model.start()
                 stack.push_async_callback(self.model.close)
             self.worker.start()
-            stack.push_async_callback(self.worker.stop, _GRACE_SECONDS)
+            stack.push_async_callback(self.worker.stop)
             for chore in (self.open_streams.watch_credentials(), self._trim()):
                 task = asyncio.create_task(chore)
                 stack.push_async_callback(_stop, task)
@@ -110,7 +119,9 @@ class Headrace:
             yield self
 
     async def drain(self) -> None:
-        """Take no more work and end every stream in order: the process is about to stop."""
+        """The process is about to stop: take no more work, let short answers end, then end every stream in order."""
+        self.open_streams.draining = True
+        await self.worker.finish(_GRACE_SECONDS)
         self.open_streams.drain()
 
     def _not_running(self) -> None:
@@ -127,10 +138,9 @@ class Headrace:
 
     def _services(self) -> Services:
         settings = self.settings
-        protocols: list[WireProtocol] = [Native(), AgentChat(settings.stream_chunk_size)]
         return Services(
             runs=self.runs,
-            protocols={protocol.name: protocol for protocol in protocols},
+            protocols={protocol.name: protocol for protocol in self._protocols},
             authenticator=self.authenticator,
             tickets=self.authenticator.tickets,
             limits=Limiter(),
@@ -176,7 +186,7 @@ async def choose_model(settings: Settings) -> Model:
     return await _model(ModelReference.parse("demo"), settings)
 
 
-def _engine(settings: Settings, telemetry: Telemetry) -> MemoryEngine | SqliteEngine:
+def _engine(settings: Settings, telemetry: Telemetry) -> Engine:
     if settings.engine == "memory":
         return MemoryEngine()
     return SqliteEngine(settings.data / "log.db", on_commit=telemetry.committed)

@@ -230,6 +230,14 @@ class RunQueue(Protocol):
         """Ids of this worker's runs whose cancel was requested, as it happens."""
 
 
+class Engine(RunLog, RunQueue, Protocol):
+    """Keeps logs, leases and the queue, so that what belongs together is committed together."""
+
+    @property
+    def writable(self) -> bool:
+        """Whether a run could be started now."""
+
+
 # --- agents and tools -------------------------------------------------------------------------------------------------
 
 

@@ -63,16 +63,19 @@ class Runs:
             raise NotFound
         return head
 
-    def follow(self, head: Head, after: Position | None = None, *, live: bool) -> AsyncIterator[Sequence[Block]]:
-        """The blocks after a position. Raises for a position that cannot be served before anything is read:
-        `ForeignPosition`, `PositionAhead`, `PositionGone`."""
-        position = after or Position(head.run.epoch, 0)
+    def check_position(self, head: Head, position: Position) -> None:
+        """Raises for a position that cannot be served: `ForeignPosition`, `PositionAhead`, `PositionGone`."""
         if position.epoch != head.run.epoch:
             raise ForeignPosition
         if position.offset + (position.frame > 0) > head.offset:
             raise PositionAhead
         if position.offset < head.first - 1:
             raise PositionGone(first_available=str(Position(head.run.epoch, head.first - 1)))
+
+    def follow(self, head: Head, after: Position | None = None, *, live: bool) -> AsyncIterator[Sequence[Block]]:
+        """The blocks after a position. Raises as `check_position` before anything is read."""
+        position = after or Position(head.run.epoch, 0)
+        self.check_position(head, position)
         return self._log.read(head.run.id, position.offset, live=live)
 
     def read(self, head: Head, after: int) -> AsyncIterator[Sequence[Block]]:

@@ -44,12 +44,16 @@ class Worker:
         loops = (self._claim_runs, self._keep_leases, self._pass_cancels_on)
         self._tasks = [asyncio.create_task(loop(), name=f"{self.id} {loop.__name__}") for loop in loops]
 
-    async def stop(self, grace: float = 0.0) -> None:
-        """Claim no more, give the runs `grace` seconds to end, then hand the rest back to the queue."""
+    async def finish(self, seconds: float) -> None:
+        """Claim no more, and give the runs some time to end by themselves."""
+        await _end(self._tasks[0])
+        if self._executions and seconds > 0:
+            await asyncio.wait(self._all_done(), timeout=seconds)
+
+    async def stop(self) -> None:
+        """Claim no more, and hand what still runs back to the queue."""
         claiming, *others = self._tasks
         await _end(claiming)
-        if self._executions and grace > 0:
-            await asyncio.wait(self._all_done(), timeout=grace)
         for execution in list(self._executions.values()):
             execution.stop()
         if self._executions:

@@ -45,7 +45,6 @@ class _Feed:
 class MemoryEngine:
     """`RunLog` and `RunQueue` in memory."""
 
-    writable = True
     durability = "memory: nothing survives the end of this process"
 
     def __init__(self, *, lease_seconds: float = 15.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -58,6 +57,10 @@ class MemoryEngine:
         self._feed_floor = 0
         self._dispatch = Dispatch(lease_seconds, clock)
         self._expiry: asyncio.TimerHandle | None = None
+
+    @property
+    def writable(self) -> bool:
+        return True
 
     async def start(self) -> None:
         self._watch_leases()

@@ -1,6 +1,6 @@
 """Follow one run over HTTP, in a view and a framing."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 
 from starlette.responses import Response
 
@@ -21,14 +21,15 @@ def follow(
     protocol: WireProtocol,
     framing: Framing,
     *,
+    root_path: str,
     after: Position | None = None,
     kinds: frozenset[str] | None = None,
-    headers: Mapping[str, str] | None = None,
     on_disconnect: Callable[[], Awaitable[object]] | None = None,
     slot: StreamSlot | None = None,
 ) -> Response:
     """Raises for a position that cannot be served, before anything is sent, and `TooManyStreams` without a `slot`."""
     encoder = BlockEncoder(protocol, head.run, framing, after=after, kinds=kinds)
+    services.runs.check_position(head, after or Position(head.run.epoch, 0))
     start = after if protocol.stateless else None
     services.telemetry.resumes += after is not None
     services.telemetry.replays += head.closed
@@ -46,13 +47,13 @@ def follow(
         slot=slot or services.limits.stream(principal),
         telemetry=services.telemetry,
         show_error=show_error,
-        headers={"X-Run-Id": head.run.id, "Location": events_path(head, protocol), **(headers or {})},
+        headers={"X-Run-Id": head.run.id, "Location": root_path + events_path(head, protocol)},
         on_disconnect=on_disconnect,
     )
 
 
 def events_path(head: Head, protocol: WireProtocol) -> str:
-    """Where the run can be followed in the same view again."""
+    """Where the run can be followed in the same view again, below the path that the app is mounted at."""
     view = "" if protocol.name == "native" else f"?view={protocol.name}"
     return f"/api/runs/{head.run.id}/events{view}"
 

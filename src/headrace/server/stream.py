@@ -23,7 +23,9 @@ from headrace.telemetry import Telemetry
 T = TypeVar("T")
 
 PING_SECONDS = 15.0
-_WRITE_BYTES = 65_536
+_WRITE_BYTES = 16_384
+"""Most of what one write holds, where it holds several blocks: clients that read line by line without a buffer of
+their own lose a line that a read cuts, and large writes are cut more often."""
 
 
 class EventStream(Handover, Generic[T]):

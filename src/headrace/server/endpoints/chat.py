@@ -13,7 +13,7 @@ from headrace.identity import Principal
 from headrace.ports import Idempotency
 from headrace.protocols.agent_chat import CANCELLED, ChatRequest, answer
 from headrace.server import accept
-from headrace.server.endpoints.parameters import Caller, Door, OnDisconnect, idempotency
+from headrace.server.endpoints.parameters import Caller, Door, OnDisconnect, RootPath, idempotency
 from headrace.server.follow import events_path, follow
 from headrace.server.framing import SSE
 from headrace.server.problem import failed_run_response
@@ -21,9 +21,6 @@ from headrace.server.services import Services
 from headrace.server.strict_request import StrictRoute
 
 T = TypeVar("T")
-
-_LAST_SECONDS = 3.0
-"""For an answer that is waited for while the server stops; less than the listener's grace."""
 
 router = APIRouter(route_class=StrictRoute, tags=["chat"])
 
@@ -34,6 +31,7 @@ async def chat(
     body: ChatRequest,
     principal: Caller,
     services: Door,
+    root_path: RootPath,
     idempotency: Annotated[Idempotency | None, Depends(idempotency)],
     stream: bool = False,
     on_disconnect: OnDisconnect = "detach",
@@ -53,7 +51,7 @@ async def chat(
 
     leave = cancel if on_disconnect == "cancel" else None
     if stream:
-        return follow(services, principal, head, protocol, SSE, on_disconnect=leave, slot=slot)
+        return follow(services, principal, head, protocol, SSE, root_path=root_path, on_disconnect=leave, slot=slot)
     waiting = Waiting(principal)
     with services.open_streams.hold(waiting):
         terminal = await waiting.for_result(request, services.runs.result(head))
@@ -64,7 +62,7 @@ async def chat(
             await leave()
         return Response(status_code=499)
     if isinstance(terminal, RunCompleted):
-        headers = {"X-Run-Id": head.run.id, "Location": events_path(head, protocol)}
+        headers = {"X-Run-Id": head.run.id, "Location": root_path + events_path(head, protocol)}
         return JSONResponse(answer(head.run, terminal), headers=headers)
     error: ErrorInfo = terminal.error if isinstance(terminal, RunFailed) else CANCELLED
     return failed_run_response(error, head.run.id)
@@ -86,9 +84,9 @@ class Waiting:
         self._told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def end(self, error: HeadraceError) -> None:
-        """A server that stops still leaves time for what is about to be answered."""
-        seconds = _LAST_SECONDS if isinstance(error, Draining) else 0.0
-        asyncio.get_running_loop().call_later(seconds, self._tell, error)
+        if not self._told.done():
+            self.error = error
+            self._told.set_result(None)
 
     async def for_result(self, request: Request, result: Awaitable[T]) -> T | None:
         """None where the client went away first, or `error` says why. The request's body must have been read."""
@@ -105,11 +103,6 @@ class Waiting:
             self._told.cancel()
             working.cancel()
             leaving.cancel()
-
-    def _tell(self, error: HeadraceError) -> None:
-        if not self._told.done():
-            self.error = error
-            self._told.set_result(None)
 
 
 async def _disconnect(request: Request) -> None:

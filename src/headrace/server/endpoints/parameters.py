@@ -50,6 +50,11 @@ async def position(request: Request, after: str | None = None) -> Position | Non
     return None if not text or text == "-1" else Position.parse(text)
 
 
+async def mounted_at(request: Request) -> str:
+    """The path before ours where this app is mounted into another."""
+    return str(request.scope.get("root_path", ""))
+
+
 async def event_kinds(
     kinds: Annotated[str | None, Query(description="Only these kinds, separated by commas.")] = None,
 ) -> frozenset[str] | None:
@@ -78,6 +83,7 @@ async def idempotency(request: Request) -> Idempotency | None:
 Caller = Annotated[Principal, Depends(caller)]
 After = Annotated[Position | None, Depends(position)]
 Kinds = Annotated[frozenset[str] | None, Depends(event_kinds)]
+RootPath = Annotated[str, Depends(mounted_at)]
 Door = Annotated[Services, Depends(services_of)]
 OnDisconnect = Annotated[
     Literal["detach", "cancel"],

@@ -12,7 +12,7 @@ from headrace.position import Position
 from headrace.protocols.native import StartRun
 from headrace.protocols.payload import to_json
 from headrace.server import accept
-from headrace.server.endpoints.parameters import After, Caller, Door, Kinds, OnDisconnect, idempotency
+from headrace.server.endpoints.parameters import After, Caller, Door, Kinds, OnDisconnect, RootPath, idempotency
 from headrace.server.follow import check_frame, follow
 from headrace.server.framing import NDJSON, SSE, BlockEncoder
 from headrace.server.services import Services
@@ -29,6 +29,7 @@ async def start(
     body: StartRun,
     principal: Caller,
     services: Door,
+    root_path: RootPath,
     idempotency: Annotated[Idempotency | None, Depends(idempotency)],
     on_disconnect: OnDisconnect = "detach",
 ) -> Response:
@@ -42,21 +43,22 @@ async def start(
     created = await services.runs.start(principal, body.command(), idempotency)
     head, protocol = created.head, services.protocols["native"]
     if not streamed:
-        headers = {"Location": f"/api/runs/{head.run.id}", "X-Run-Id": head.run.id}
-        return JSONResponse(describe(head), 201 if created.new else 200, headers)
+        headers = {"Location": f"{root_path}/api/runs/{head.run.id}", "X-Run-Id": head.run.id}
+        return JSONResponse(describe(head, root_path), 201 if created.new else 200, headers)
 
     async def cancel() -> None:
         await services.runs.cancel(principal, head.run.id, by="disconnect")
 
     framing = SSE if media_type == "text/event-stream" else NDJSON
     leave = cancel if on_disconnect == "cancel" else None
-    return follow(services, principal, head, protocol, framing, on_disconnect=leave, slot=slot)
+    return follow(services, principal, head, protocol, framing, root_path=root_path, on_disconnect=leave, slot=slot)
 
 
 @router.get("", summary="List your runs")
 async def list_runs(
     principal: Caller,
     services: Door,
+    root_path: RootPath,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     before: Annotated[str | None, Query(max_length=128, description="A run id: the page after it.")] = None,
     state: RunState | None = None,
@@ -64,12 +66,12 @@ async def list_runs(
     heads = await services.runs.list(principal, limit=limit + 1, before=before, state=state)
     page = heads[:limit]
     following = page[-1].run.id if len(heads) > limit else None
-    return JSONResponse({"runs": [describe(head) for head in page], "next": following})
+    return JSONResponse({"runs": [describe(head, root_path) for head in page], "next": following})
 
 
 @router.get("/{run_id}", summary="Look at a run")
-async def look(run_id: str, principal: Caller, services: Door) -> Response:
-    return JSONResponse(describe(await services.runs.get(principal, run_id)))
+async def look(run_id: str, principal: Caller, services: Door, root_path: RootPath) -> Response:
+    return JSONResponse(describe(await services.runs.get(principal, run_id), root_path))
 
 
 @router.get("/{run_id}/events", summary="Read or follow a run's events")
@@ -78,6 +80,7 @@ async def events(
     run_id: str,
     principal: Caller,
     services: Door,
+    root_path: RootPath,
     after: After,
     kinds: Kinds,
     view: Annotated[str, Query(max_length=64, description="Any protocol's name.")] = "native",
@@ -99,26 +102,18 @@ async def events(
     await check_frame(services, head, protocol, after)
     if media_type == "application/json":
         return await _page(services, head, view, after, kinds, limit)
-    stream = follow(
-        services,
-        principal,
-        head,
-        protocol,
-        SSE if media_type == "text/event-stream" else NDJSON,
-        after=after,
-        kinds=kinds,
-    )
     if media_type == "text/event-stream" and head.closed and after == Position(head.run.epoch, head.offset):
         return Response(status_code=204)  # tells an EventSource to stop coming back
-    return stream
+    framing = SSE if media_type == "text/event-stream" else NDJSON
+    return follow(services, principal, head, protocol, framing, root_path=root_path, after=after, kinds=kinds)
 
 
 @router.post("/{run_id}/cancel", status_code=202, summary="Cancel a run")
-async def cancel(run_id: str, principal: Caller, services: Door) -> Response:
+async def cancel(run_id: str, principal: Caller, services: Door, root_path: RootPath) -> Response:
     """202 for the first request, 200 once it was asked for before or the run has ended."""
     outcome = await services.runs.cancel(principal, run_id)
     head = await services.runs.get(principal, run_id)
-    return JSONResponse(describe(head), 202 if outcome == "requested" else 200)
+    return JSONResponse(describe(head, root_path), 202 if outcome == "requested" else 200)
 
 
 @router.delete("/{run_id}", status_code=204, summary="Delete a run that has ended")
@@ -127,7 +122,7 @@ async def delete(run_id: str, principal: Caller, services: Door) -> Response:
     return Response(status_code=204)
 
 
-def describe(head: Head) -> dict[str, Any]:
+def describe(head: Head, root_path: str) -> dict[str, Any]:
     run = head.run
     return {
         "id": run.id,
@@ -137,7 +132,7 @@ def describe(head: Head) -> dict[str, Any]:
         "ended": head.ended,
         "position": str(Position(run.epoch, head.offset)),
         "first_available": str(Position(run.epoch, head.first - 1)),
-        "events": f"/api/runs/{run.id}/events",
+        "events": f"{root_path}/api/runs/{run.id}/events",
         "input": run.input,
         "conversation_id": run.conversation_id,
         "parent_run_id": run.parent_run_id,
