@@ -24,13 +24,6 @@ _HEADERS = {
 }
 
 
-_SCOPE_KEYS = {
-    "type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "headers",
-    "client", "server", "state", "extensions",
-}  # fmt: skip
-"""What a server puts into a scope (ASGI 3, HTTP); the rest is the framework's, kilobytes of it."""
-
-
 class RequestLog:
     """The outermost layer. A response that is a `Handover` is run here, after everything inside has returned: so a
     stream that lasts for hours does not hold the framework's frames, and does not send through its wrappers."""
@@ -44,6 +37,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        given = tuple(scope)
         request_id = f"req_{secrets.token_hex(12)}"
         structlog.contextvars.bind_contextvars(request_id=request_id)
         began = time.perf_counter()
@@ -61,7 +55,7 @@ class RequestLog:
         try:
             await self._app(scope, receive, send_and_note)
             if (handed_over := scope["state"].pop(HANDOVER, None)) is not None:
-                for key in scope.keys() - _SCOPE_KEYS:
+                for key in scope.keys() - given:  # the framework's, kilobytes of it
                     del scope[key]
                 await handed_over(scope, receive, send_and_note)
         except Exception:
