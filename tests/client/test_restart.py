@@ -9,7 +9,8 @@ from pathlib import Path
 
 from headrace.client import AsyncClient
 
-TOKENS = 300
+TOKENS = 1000
+"""More than a server that stops lets a run go on for."""
 COUNTED = "".join(f"{number:04d} " for number in range(TOKENS))
 SECONDS = 60.0
 
@@ -36,7 +37,7 @@ async def test_a_stream_goes_on_over_a_restart_of_its_server(tmp_path: Path) -> 
             async with aclosing(run.text()) as stream:
                 async for text in stream:
                     texts.append(text)
-                    if len(texts) == TOKENS // 5:
+                    if len(texts) == TOKENS // 20:
                         server.send_signal(signal.SIGTERM)
                         await server.wait()
                         server = await serve(port, tmp_path)
