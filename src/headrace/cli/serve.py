@@ -3,12 +3,14 @@
 import asyncio
 import gc
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import uvloop
 from cyclopts import Parameter
 from rich.console import Console
+from rich.text import Text
 
 from headrace.bootstrap import Headrace
 from headrace.log_output import configure
@@ -76,9 +78,10 @@ def _settle() -> None:
 
 
 def _announce(headrace: Headrace, port: int) -> None:
-    console = Console(highlight=False)
     settings = headrace.settings
-    console.print(f"[bold]Headrace[/] serves http://{settings.host}:{port}  (API page: /docs)")
-    console.print(f"  model  {headrace.model.name if headrace.model else 'none'}", markup=False)
-    console.print(f"  log    {headrace.engine.durability}", markup=False)
-    console.print(f"  data   {settings.data}", markup=False)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    say = partial(Console(highlight=False).print, soft_wrap=True, markup=False)
+    say(Text.assemble(("Headrace", "bold"), f" serves http://{host}:{port}  (API page: /docs)"))
+    say(f"  model  {headrace.model.name if headrace.model else 'none'}")
+    say(f"  log    {headrace.engine.durability}")
+    say(f"  data   {settings.data}")
