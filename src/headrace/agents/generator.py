@@ -25,6 +25,8 @@ class GeneratorAgent:
         parts: list[str] = []
         async with aclosing(self._generator(context)) as texts:
             async for text in texts:
+                if not isinstance(text, str):
+                    raise TypeError(f"an agent of a generator yields strings, not {type(text).__name__}")
                 parts.append(text)
                 yield TextDelta(message_id=message_id, step_id="step_1", agent=name, delta=text)
         yield MessageEnd(message_id=message_id, step_id="step_1", agent=name, text="".join(parts), finish_reason="stop")
