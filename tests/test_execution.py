@@ -83,7 +83,7 @@ async def test_empty_batches_are_nothing(workshop: Workshop) -> None:
         {"kind": "text.delta"},
         "",
     ],
-    ids=repr,
+    ids=lambda value: f"{type(value).__name__}-{bool(value)}",
 )
 @pytest.mark.parametrize("batch", [False, True])
 async def test_what_is_no_event_of_an_agent_fails_it(workshop: Workshop, forbidden: Any, batch: bool) -> None:

@@ -333,7 +333,7 @@ class AgentFailed(RunError):
 
 
 class Cancelled(RunError):
-    """The client raises it for a run that was cancelled, where an answer was asked for."""
+    """Told where an answer was asked for and the run was cancelled."""
 
     status, code = 499, "run.cancelled"
     detail = "The run was cancelled."

@@ -81,6 +81,9 @@ class Worker:
                 self._execute(lease)
 
     def _execute(self, lease: Lease) -> None:
+        earlier = self._executions.get(lease.run_id)
+        if earlier is not None:  # this process stood still for longer than a lease, and is given its own run again
+            earlier.lose(Fenced())
         execution = Execution(
             self._log,
             lease,

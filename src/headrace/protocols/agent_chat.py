@@ -8,12 +8,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from headrace.errors import Cancelled
 from headrace.events import ErrorInfo, Event, RunCancelled, RunCompleted, RunFailed, RunStarted, TextDelta, Unknown
 from headrace.ports import Run, StartCommand, View
 from headrace.protocols.name import Name
 from headrace.protocols.payload import to_json
 
-CANCELLED = ErrorInfo(code="run.cancelled", message="The run was cancelled.", status=499)
+CANCELLED = Cancelled().info()
 _MAX_MESSAGE = 200_000
 
 

@@ -22,7 +22,7 @@ def check_bind(host: str, *, auth_configured: bool, hmac_secret: bytes | None = 
     if not auth_configured and not is_loopback(host):
         raise ConfigurationError(
             f"Listening on {host or 'all addresses'!r} without authentication would let anybody in: "
-            "make an API key with `headrace token`, or listen on 127.0.0.1."
+            "make an API key with `headrace token key`, or listen on 127.0.0.1."
         )
     if hmac_secret is not None and len(hmac_secret) < MIN_SECRET:
         raise ConfigurationError(
