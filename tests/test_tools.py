@@ -56,6 +56,14 @@ async def test_an_unknown_tool_is_told() -> None:
     assert await outcome("{}", name="take") == ToolOutcome("There is no tool named 'take'.", is_error=True)
 
 
+@pytest.mark.parametrize("result", ["half of a pair: \ud800", ["\ud800"], object()])
+async def test_a_result_that_no_log_can_hold_fails_the_call_alone(result: Any) -> None:
+    async def find() -> Any:
+        return result
+
+    assert await outcome("{}", tool(find)) == ToolOutcome("The tool failed.", is_error=True)
+
+
 async def test_a_long_result_is_cut_and_says_so() -> None:
     long = await outcome('{"value": "' + "x" * 70_000 + '"}')
     assert long.output == "x" * 65_536 + "\n[cut: the result was longer than the limit]"

@@ -72,5 +72,7 @@ class Toolbox:
 
 
 def _text(result: Any) -> str:
+    """Raises for what a log could not hold: no JSON, or half of a surrogate pair."""
     text = result if isinstance(result, str) else msgspec.json.encode(result).decode()
+    text.encode()
     return text if len(text) <= _OUTPUT_LIMIT else text[:_OUTPUT_LIMIT] + _CUT
