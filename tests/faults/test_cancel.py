@@ -136,7 +136,6 @@ async def test_a_cancel_that_races_with_the_end_gives_one_of_the_two(workshop: W
     await eventually(lambda: worker.running == 0)
 
 
-@pytest.mark.xfail(strict=True, reason="a task that is cancelled before its first step writes no end")
 async def test_a_cancel_before_the_first_step_of_the_attempt_ends_the_run(workshop: Workshop) -> None:
     workshop.add("agent", Zombie().acts)
     run, lease = await workshop.claimed()
@@ -146,7 +145,6 @@ async def test_a_cancel_before_the_first_step_of_the_attempt_ends_the_run(worksh
     assert await workshop.kinds(run.id) == ["run.started", "run.cancelled"]
 
 
-@pytest.mark.xfail(strict=True, reason="a task that is cancelled before its first step gives no lease back")
 async def test_a_stop_before_the_first_step_of_the_attempt_gives_the_run_back(workshop: Workshop) -> None:
     workshop.add("agent", Zombie().acts)
     run, lease = await workshop.claimed()

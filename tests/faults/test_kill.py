@@ -118,7 +118,9 @@ async def test_no_client_notices_that_the_server_is_killed(tmp_path: Path, round
             logs = await read_logs(server.port)
             assert check(journal.records(), logs) == []
             assert server.said() == ""
-    assert len(logs) >= KILLS_OF_A_ROUND
+    interrupted = [log for log in logs.values() if any(b"attempt.started" in frame.payload for frame in log["native"])]
+    assert len(interrupted) >= KILLS_OF_A_ROUND  # the kills did strike runs
+    print(f"{len(logs)} runs, {len(interrupted)} of them in several attempts, {journal.count} records")
 
 
 async def test_an_agent_that_cannot_go_on_ends_interrupted(tmp_path: Path) -> None:

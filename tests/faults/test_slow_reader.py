@@ -118,10 +118,6 @@ async def test_readers_that_stop_cost_little_and_hold_nothing_up(tmp_path: Path)
                     reader.frames.clear()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a reader that is behind holds a page of 64 blocks of any size, decoded, encoded and framed all at once",
-)
 async def test_readers_of_what_is_stored_that_stop_cost_little(tmp_path: Path) -> None:
     server = ServerProcess(tmp_path / "data", STORED)
     with Journal(tmp_path / "journal") as journal:
