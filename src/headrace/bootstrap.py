@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from ipaddress import ip_network
 
@@ -14,7 +14,7 @@ from headrace.agents.generator import TextGenerator, generator_agent
 from headrace.documents import DocumentIndex, default_documents
 from headrace.engines.memory import MemoryEngine
 from headrace.engines.sqlite import SqliteEngine
-from headrace.errors import ConfigurationError, HeadraceError
+from headrace.errors import ConfigurationError
 from headrace.execution import RunLimits
 from headrace.identity import Limits
 from headrace.limits import Limiter
@@ -164,8 +164,10 @@ class Headrace:
         if days is None and max_bytes is None:
             return
         while True:
-            with suppress(HeadraceError):
+            try:
                 await self.engine.trim(older_than=None if days is None else days * 86_400, max_bytes=max_bytes)
+            except Exception:  # one failure must not end what keeps the disk from filling up
+                logger.exception("cannot trim")
             await asyncio.sleep(_TRIM_SECONDS)
 
 

@@ -35,7 +35,7 @@ logger = structlog.get_logger("headrace.execution")
 
 _OF_AGENTS = frozenset(KIND_OF) - {RunStarted, AttemptStarted, *TERMINAL}
 _UNCONFIRMED_EVENTS = 1000
-"""How far an agent may run ahead of the disk."""
+"""How far an agent may run ahead of the disk; 256 characters of text count as an event more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,8 @@ class Execution:
         self._ending: Event | HeadraceError | None = None
         """Why the task was cancelled: what to write, or that nothing may be written any more."""
         self._stopping = False
+        self._begun = False
+        """The task has made its first step."""
         self._timers: list[asyncio.TimerHandle] = []
         self._asked: asyncio.Task[None] | None = None
         self._receipt: Receipt | None = None
@@ -94,30 +96,29 @@ class Execution:
 
     def cancel(self, by: str) -> None:
         """The two stages of a cancel: first the agent's own, then its task's; at last the log is closed without it."""
-        if self._ending is not None:
-            return
-        self._ending = RunCancelled(reason="requested", by=by)
-        if self._agent is None:
-            self._task.cancel()
-            return
-        self._asked = self._loop.create_task(self._ask_agent_to_end(self._agent))
-        self._later(self._limits.cancel_by_itself, self._task.cancel)
-        self._later(self._limits.cancel_grace, self._leave_behind)
+        self._bring_to_end(RunCancelled(reason="requested", by=by))
 
     def stop(self) -> None:
         """Give the run back to the queue, at an event boundary: this process is about to end."""
         if self._ending is None:
             self._stopping = True
-            self._task.cancel()
+            self._cancel_task()
 
     def lose(self, error: HeadraceError) -> None:
         """Stop at once and write nothing more: the lease may be another worker's."""
         self._ending = error
-        self._task.cancel()
+        self._cancel_task()
+        self._later(self._limits.cancel_grace, self._finish)
+
+    def _cancel_task(self) -> None:
+        """A task that is cancelled before its first step would do nothing at all, so it is left to find out."""
+        if self._begun:
+            self._task.cancel()
 
     # the task
 
     async def _run(self) -> None:
+        self._begun = True
         terminal: Event | None
         try:
             terminal = await self._attempt()
@@ -134,6 +135,8 @@ class Execution:
             await self._end(terminal)
 
     async def _attempt(self) -> Event:
+        if self._stopping or self._ending is not None:
+            raise asyncio.CancelledError
         head = await self._log.head(self.lease.run_id)
         if head.cancel_by is not None:
             return RunCancelled(reason="requested", by=head.cancel_by)
@@ -199,9 +202,11 @@ class Execution:
 
     def _write(self, events: Sequence[AnyEvent]) -> None:
         urgent = False
+        weight = len(events)
         for event in events:
             kind = type(event)
-            if kind is TextDelta:
+            if isinstance(event, TextDelta):
+                weight += len(event.delta) >> 8
                 if not self._spoke:
                     urgent = self._spoke = True
             elif isinstance(event, MessageEnd):
@@ -209,7 +214,7 @@ class Execution:
             elif kind not in _OF_AGENTS:
                 logger.error("agent yielded what it may not", run_id=self.lease.run_id, type=kind.__name__)
                 raise AgentFailed
-        self._unconfirmed += len(events)
+        self._unconfirmed += weight
         self._receipt = self._log.append(self.lease.run_id, self.lease.attempt, events, urgent=urgent)
         if self._receipt.error is not None:
             raise self._receipt.error
@@ -225,8 +230,10 @@ class Execution:
         while self._task.cancelling():
             self._task.uncancel()
         if self._stopping:
-            await self._confirmed()
-            await self._release(self.lease)
+            try:
+                await self._confirmed()
+            finally:
+                await self._release(self.lease)
             return None
         if isinstance(self._ending, HeadraceError):
             logger.warning("run lost", run_id=self.lease.run_id, attempt=self.lease.attempt, code=self._ending.code)
@@ -254,18 +261,22 @@ class Execution:
         now = self._loop.time()
         idle_until = self._last_activity + self._limits.idle
         if now >= deadline:
-            self._fail(RunTimeout())
+            self._bring_to_end(RunFailed(error=RunTimeout().info()))
         elif now >= idle_until:
-            self._fail(RunIdle())
+            self._bring_to_end(RunFailed(error=RunIdle().info()))
         else:
             self._timers.append(self._loop.call_at(min(deadline, idle_until), self._watch_time, deadline))
 
-    def _fail(self, error: HeadraceError) -> None:
-        """Like a cancel, but the run ends as failed."""
-        if self._ending is None:
-            self._ending = RunFailed(error=error.info())
-            self._task.cancel()
-            self._later(self._limits.cancel_grace, self._leave_behind)
+    def _bring_to_end(self, terminal: Event) -> None:
+        if self._ending is not None:
+            return
+        self._ending = terminal
+        if self._agent is None:
+            self._cancel_task()
+            return
+        self._asked = self._loop.create_task(self._ask_agent_to_end(self._agent))
+        self._later(self._limits.cancel_by_itself, self._cancel_task)
+        self._later(self._limits.cancel_grace, self._leave_behind)
 
     async def _ask_agent_to_end(self, agent: Agent) -> None:
         try:

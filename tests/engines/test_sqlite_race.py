@@ -7,7 +7,7 @@ import pytest
 from tests.engines.story import Story, completed, delta, lines
 
 from headrace.engines.sqlite import SqliteEngine
-from headrace.ports import Block
+from headrace.engines.sqlite.stored import StoredLines
 
 INTERLEAVINGS = 1000
 
@@ -22,14 +22,14 @@ async def test_commits_and_trims_of_the_tail_during_a_stored_read(
     lease = await sqlite_story.claimed()
     tail = engine._live[lease.run_id].tail
     tail._max_bytes = 100  # the newest block alone stays
-    stored_read = engine._reader.blocks
+    stored_read = engine._reader.lines
     forced = 0
 
     async def commit(count: int) -> None:
         for _ in range(count if forced <= INTERLEAVINGS else 0):
             await engine.append(lease.run_id, 1, [delta(forced), delta("x" * 100)])
 
-    async def held_back(no: int, ids: Sequence[int], after: int) -> list[Block]:
+    async def held_back(no: int, ids: Sequence[int], after: int) -> list[StoredLines]:
         nonlocal forced
         forced += 1
         first = tail.first
@@ -41,7 +41,7 @@ async def test_commits_and_trims_of_the_tail_during_a_stored_read(
             await engine.append(lease.run_id, 1, [completed()])
         return found
 
-    monkeypatch.setattr(engine._reader, "blocks", held_back)
+    monkeypatch.setattr(engine._reader, "lines", held_back)
     await commit(2)
     async with asyncio.timeout(100):
         got = lines([blocks async for blocks in engine.read(lease.run_id, live=True)])

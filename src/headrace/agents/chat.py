@@ -304,4 +304,4 @@ def _chat_input(run: Run) -> ChatInput:
     try:
         return msgspec.convert(run.input, ChatInput)
     except msgspec.ValidationError as error:
-        raise InvalidField(errors=[{"pointer": "/input", "detail": str(error)}]) from error
+        raise InvalidField(f"The input of a chat has a value that is not allowed: {error}.") from error

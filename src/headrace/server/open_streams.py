@@ -5,8 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+import structlog
+
 from headrace.errors import AuthRevoked, Draining, HeadraceError
 from headrace.identity import Principal
+
+logger = structlog.get_logger("headrace.server")
 
 _LOOK_AGAIN_SECONDS = 10.0
 
@@ -44,6 +48,9 @@ class OpenStreams:
     async def watch_credentials(self) -> None:
         while True:
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
-            for stream in list(self._streams):
-                if not self._still_valid(stream.principal):
-                    stream.end(AuthRevoked())
+            try:
+                for stream in list(self._streams):
+                    if not self._still_valid(stream.principal):
+                        stream.end(AuthRevoked())
+            except Exception:  # one failure must not end the watch
+                logger.exception("cannot check credentials")

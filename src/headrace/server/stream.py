@@ -6,7 +6,7 @@ client does not read, `send` waits, and the cursor with it. The listener closes 
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from starlette.types import Receive, Scope, Send
@@ -127,24 +127,19 @@ class EventStream(Handover, Generic[T]):
         opening, self._opening = self._opening, b""
         return opening + body if opening else body
 
-    def _writes(self, items: Sequence[T]) -> Sequence[bytes]:
-        """Whole frames, several to a write where the reader is behind."""
-        if len(items) == 1:
-            body = self._encode(items[0])
-            return (body,) if body else ()
-        writes: list[bytes] = []
+    def _writes(self, items: Sequence[T]) -> Iterator[bytes]:
+        """Whole frames, several to a write where the reader is behind; made only when their turn has come."""
         parts: list[bytes] = []
         size = 0
         for item in items:
             body = self._encode(item)
             if size and size + len(body) > _WRITE_BYTES:
-                writes.append(b"".join(parts))
+                yield b"".join(parts)
                 parts, size = [], 0
             parts.append(body)
             size += len(body)
         if size:
-            writes.append(b"".join(parts))
-        return writes
+            yield b"".join(parts)
 
     async def _watch(self, receive: Receive, send: Send) -> None:
         """Notice that the client left, and ping one that has heard nothing for a while."""

@@ -9,8 +9,9 @@ import asyncio
 import fcntl
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -41,7 +42,7 @@ from headrace.ports import Block, Created, FeedEntry, Head, Idempotency, Lease, 
 from headrace.position import Position
 
 _TAIL_BYTES = 1 << 18
-_PAGE_BLOCKS = 64
+_PAGE_BYTES = 1 << 16
 _FEED_PAGE = 100
 _RETRY_WHEN_FULL_SECONDS = 0.5
 _INDEX_SECONDS = 60.0
@@ -341,11 +342,10 @@ class SqliteEngine:
             raise PositionAhead
         while True:
             if after + 1 < tail.first and after < tail.last:
-                ids = run.blocks.ids_after(after, _PAGE_BLOCKS)
-                blocks = await self._stored_blocks(run.run.id, run.no, ids, after)
-            else:
-                blocks = tail.after(after)
-            if blocks:
+                for block in await self._stored_blocks(run.run.id, run.no, run.blocks, after):
+                    after = block.last
+                    yield [block]
+            elif blocks := tail.after(after):
                 after = blocks[-1].last
                 yield blocks
             elif live and not tail.closed:
@@ -357,21 +357,21 @@ class SqliteEngine:
         if after > stored.head.offset:
             raise PositionAhead
         _check_kept(stored.head, after)
-        if after == stored.head.offset:
-            return
-        for ids in stored.blocks.pages_after(after, _PAGE_BLOCKS):
-            blocks = await self._stored_blocks(stored.head.run.id, stored.no, ids, after)
-            after = blocks[-1].last
-            yield blocks
+        while after < stored.head.offset:
+            for block in await self._stored_blocks(stored.head.run.id, stored.no, stored.blocks, after):
+                after = block.last
+                yield [block]
         if after != stored.head.offset:
             raise LogCorrupt
 
-    async def _stored_blocks(self, run_id: str, no: int, ids: Sequence[int], after: int) -> Sequence[Block]:
+    async def _stored_blocks(self, run_id: str, no: int, blocks: BlockList, after: int) -> Iterator[Block]:
+        """Some of what follows `after`, decoded as it is taken."""
         try:
-            return await self._reader.blocks(no, ids, after)
+            found = await self._reader.lines(no, blocks.ids_after(after, _PAGE_BYTES), after)
         except LogCorrupt:
             _check_kept((await self._reader.run(run_id)).head, after)  # deleted or trimmed while it was read?
             raise
+        return chain.from_iterable(stored.blocks() for stored in found)
 
     def _check_feed_kept(self, after: int, floor: int) -> None:
         if after < floor:

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from headrace.engines.sqlite.operations import HEAD_COLUMNS, load_head
 from headrace.engines.sqlite.schema import open_for_reading
-from headrace.engines.sqlite.stored import BlockList, load_block, load_consecutive
+from headrace.engines.sqlite.stored import BlockList, StoredLines, decode_block, load_consecutive, load_lines
 from headrace.errors import LogCorrupt, NotFound
 from headrace.identity import Owner
-from headrace.ports import Block, FeedEntry, Head, RunState
+from headrace.ports import FeedEntry, Head, RunState
 
 T = TypeVar("T")
 
@@ -56,9 +56,9 @@ class Reader:
         no, packed, *columns = rows[0]
         return Stored(no, load_head(tuple(columns)), BlockList(packed or b""))
 
-    async def blocks(self, run: int, ids: Sequence[int], after: int) -> list[Block]:
+    async def lines(self, run: int, ids: Sequence[int], after: int) -> list[StoredLines]:
         """The events of a run right after `after`, from the rows with these ids. Raises `LogCorrupt`."""
-        return await self._in_thread(lambda db: _load_blocks(db, run, ids, after))
+        return await self._in_thread(lambda db: _load_lines(db, run, ids, after))
 
     async def feed(self, owner: Owner, after: int, upto: int, limit: int) -> FeedPage:
         """Up to `limit` blocks of the owner's runs with ids in (`after`, `upto`]."""
@@ -114,7 +114,7 @@ def _load_heads(db: sqlite3.Connection, owner: Owner, below: int, state: RunStat
     return heads
 
 
-def _load_blocks(db: sqlite3.Connection, run: int, ids: Sequence[int], after: int) -> list[Block]:
+def _load_lines(db: sqlite3.Connection, run: int, ids: Sequence[int], after: int) -> list[StoredLines]:
     rows = db.execute(
         "SELECT b.run, b.first, b.last, b.checksum, b.body FROM json_each(?) j JOIN blocks b ON b.id = j.value"
         " ORDER BY b.id",
@@ -132,5 +132,5 @@ def _load_feed(db: sqlite3.Connection, owner: Owner, after: int, upto: int, limi
         (after, upto, owner.tenant, owner.subject, limit),
     ).fetchall()
     floor = db.execute("SELECT feed_floor FROM meta").fetchone()[0]  # last: what the rows lack is below it by now
-    entries = [FeedEntry(block_id, run_id, load_block(*rest)) for block_id, run_id, *rest in rows]
+    entries = [FeedEntry(block_id, run_id, decode_block(*load_lines(*rest))) for block_id, run_id, *rest in rows]
     return FeedPage(entries, entries[-1].sequence if len(entries) == limit else upto, floor)
