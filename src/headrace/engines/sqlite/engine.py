@@ -86,7 +86,7 @@ class SqliteEngine:
         path: Path,
         *,
         lease_seconds: float = 15.0,
-        commit_interval: float = 0.005,
+        commit_interval: float = 0.010,
         on_commit: Callable[[float, int], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
