@@ -16,7 +16,7 @@ from headrace.engines.memory import MemoryEngine
 from headrace.engines.sqlite import SqliteEngine
 from headrace.errors import ConfigurationError
 from headrace.execution import RunLimits
-from headrace.identity import Limits
+from headrace.identity import Limits, is_printable_name
 from headrace.limits import Limiter
 from headrace.ports import Agent, AgentFactory, Engine, Model, Run, WireProtocol
 from headrace.protocols.agent_chat import AgentChat
@@ -227,7 +227,7 @@ def auth_config(settings: Settings) -> AuthConfig:
 def _check_names(agents: Collection[str]) -> None:
     """Requests name agents, so their names have to be ones that a request can bring."""
     for name in agents:
-        if not (0 < len(name) <= 128 and name.isascii() and name.isprintable()):
+        if not is_printable_name(name):
             raise ConfigurationError(f"The name of an agent is 1 to 128 printable ASCII characters, not {name!r:.200}.")
 
 

@@ -3,6 +3,11 @@
 import msgspec
 
 
+def is_printable_name(text: str) -> bool:
+    """1 to 128 printable ASCII characters: names and ids come back in headers, logs and other people's programs."""
+    return 0 < len(text) <= 128 and text.isascii() and text.isprintable()
+
+
 class Owner(msgspec.Struct, frozen=True):
     """Whose a run is. Runs of another owner do not exist for the asker (404, never 403)."""
 

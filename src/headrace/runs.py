@@ -12,7 +12,7 @@ import msgspec
 
 from headrace.errors import ForeignPosition, InvalidField, LogCorrupt, NotFound, PositionAhead, PositionGone
 from headrace.events import TERMINAL, RunCancelled, RunCompleted, RunFailed, RunStarted
-from headrace.identity import Principal
+from headrace.identity import Principal, is_printable_name
 from headrace.ports import (
     Block,
     Created,
@@ -135,6 +135,5 @@ def _digest(value: object) -> str:
 
 
 def _check_id(name: str, value: str | None) -> None:
-    """Ids come back in headers, logs and file names: printable ASCII only, at most 128 characters."""
-    if value is not None and not (0 < len(value) <= 128 and value.isascii() and value.isprintable()):
+    if value is not None and not is_printable_name(value):
         raise InvalidField(errors=[{"pointer": f"/{name}", "detail": "1 to 128 printable ASCII characters"}])

@@ -37,10 +37,15 @@ class Native:
 
 class NativeView:
     def __init__(self, run: Run) -> None:
-        self._prefix = b'{"offset":%d,"run_id":"' + run.id.encode() + b'",%b'
+        self._run_id = run.id.encode()
 
     def frames(self, offset: int, event: Event | Unknown, encoded: bytes) -> Sequence[bytes]:
-        return (self._prefix % (offset, one_line(encoded[1:])),)
+        return (placed(self._run_id, offset, encoded),)
 
     def error(self, error: ErrorInfo) -> bytes:
         return to_json({"kind": "error", "error": error})
+
+
+def placed(run_id: bytes, offset: int, encoded: bytes) -> bytes:
+    """An event's JSON as stored, with its place in front."""
+    return b'{"offset":%d,"run_id":"%b",%b' % (offset, run_id, one_line(encoded[1:]))

@@ -7,7 +7,8 @@ from headrace.errors import HeadraceError
 from headrace.events import kind_of
 from headrace.ports import FeedEntry
 from headrace.position import Position
-from headrace.protocols.payload import one_line, to_json
+from headrace.protocols.native import placed
+from headrace.protocols.payload import to_json
 from headrace.server import accept
 from headrace.server.endpoints.parameters import After, Caller, Door, Kinds
 from headrace.server.framing import NDJSON, SSE, Framing
@@ -57,11 +58,7 @@ class FeedEncoder:
                 self._kinds is not None and kind_of(event) not in self._kinds
             ):
                 continue
-            payload = b'{"offset":%d,"run_id":"%b",%b' % (
-                block.first + number - 1,
-                entry.run_id.encode(),
-                one_line(encoded[1:]),
-            )
+            payload = placed(entry.run_id.encode(), block.first + number - 1, encoded)
             parts.append(self._framing.frame(str(position).encode(), payload))
         return b"".join(parts)
 
