@@ -19,7 +19,17 @@
     │   ├── InvalidIdempotencyKey        400 idempotency.invalid_key
     │   ├── IdempotencyMismatch          422 idempotency.mismatch
     │   ├── ConversationBusy             409 conversation.busy
-    │   └── RunActive                    409 run.active
+    │   ├── RunActive                    409 run.active
+    │   └── InputDecided                 409 input.decided
+    ├── BatchError
+    │   ├── BatchTooLarge                413 batch.too_large
+    │   ├── BatchPathForbidden           400 batch.path_forbidden
+    │   ├── BatchHeaderForbidden         422 batch.header_forbidden
+    │   ├── BatchStreamForbidden         422 batch.stream_forbidden
+    │   ├── BatchReferenceInvalid        422 batch.reference_invalid
+    │   ├── DependencyFailed             424 batch.dependency_failed
+    │   ├── BatchTimeout                 504 batch.timeout
+    │   └── BatchFileInvalid             422 batch.file_invalid
     ├── PositionError
     │   ├── InvalidPosition              400 cursor.invalid
     │   ├── AmbiguousPosition            400 cursor.ambiguous
@@ -38,6 +48,7 @@
     │   └── BudgetExceeded               402 budget.exceeded
     ├── ServiceError
     │   ├── StreamDisabled               403 stream.disabled
+    │   ├── BatchDisabled                403 batch.disabled
     │   ├── Draining                     503 server.draining
     │   ├── StorageFull                  503 storage_full
     │   └── StorageFailed                503 storage_failed
@@ -50,6 +61,15 @@
     │   ├── ToolOutcomeUnknown           409 tool_outcome_unknown
     │   ├── AnswerRestarted              409 answer.restarted
     │   └── Cancelled                    499 run.cancelled
+    ├── ToolError                        (raised by tools)
+    │   ├── ToolFailed                   500 tool.failed
+    │   ├── ToolTimeout                  504 tool.timeout
+    │   ├── ToolArgumentsInvalid         422 tool.arguments_invalid
+    │   ├── ToolRefused                  422 tool.refused
+    │   ├── ToolNotApproved              403 tool.not_approved
+    │   ├── ToolUnavailable              502 tool.unavailable
+    │   ├── SQLDenied                    422 tool.sql_denied
+    │   └── URLDenied                    422 tool.url_denied
     ├── ModelError                       (mapped at the provider's edge)
     │   ├── ModelBadRequest              502 model.bad_request
     │   ├── ModelAuthFailed              502 model.auth
@@ -201,6 +221,57 @@ class RunActive(RequestError):
     detail = "The run has not ended. Cancel it first."
 
 
+class InputDecided(RequestError):
+    status, code = 409, "input.decided"
+    detail = "This request was answered before; the first answer counts."
+
+
+class BatchError(HeadraceError):
+    """A batch, or one item of it, cannot be taken as it is."""
+
+
+class BatchTooLarge(BatchError):
+    status, code = 413, "batch.too_large"
+    detail = "The batch has more items than this server takes at once. Send several, or a batch job."
+
+
+class BatchPathForbidden(BatchError):
+    status, code = 400, "batch.path_forbidden"
+    detail = "An item cannot call this path. It takes the plain path of a single call, without query or escapes."
+
+
+class BatchHeaderForbidden(BatchError):
+    status, code = 422, "batch.header_forbidden"
+    detail = "An item cannot set this header. Its caller is that of the batch."
+
+
+class BatchStreamForbidden(BatchError):
+    status, code = 422, "batch.stream_forbidden"
+    detail = "An item cannot stream by itself. Stream the batch: its Accept header asks for text/event-stream."
+
+
+class BatchReferenceInvalid(BatchError):
+    status, code = 422, "batch.reference_invalid"
+    detail = "The item refers to a result that is not there: the JSON Pointer leads nowhere."
+
+
+class DependencyFailed(BatchError):
+    status, code = 424, "batch.dependency_failed"
+    detail = "An item that this one depends on has failed."
+
+
+class BatchTimeout(BatchError):
+    status, code, retryable = 504, "batch.timeout", True
+    detail = "The batch was at its time limit before this item had ended."
+
+
+class BatchFileInvalid(BatchError):
+    """`errors` in `extra` lists {"line": number, "detail": what is wrong}."""
+
+    status, code = 422, "batch.file_invalid"
+    detail = "The file has lines that are no operation; see `errors`. Nothing was started."
+
+
 class PositionError(HeadraceError):
     """The position a reader wants to go on from cannot be served."""
 
@@ -295,6 +366,11 @@ class StreamDisabled(ServiceError):
     detail = "Streaming is switched off on this server (STREAM_ENABLED). Call without `stream`."
 
 
+class BatchDisabled(ServiceError):
+    status, code = 403, "batch.disabled"
+    detail = "Batches are switched off on this server (BATCH_ENABLED). Send single requests."
+
+
 class Draining(ServiceError):
     status, code = 503, "server.draining"
     detail = "The server is about to restart. Try again in a moment."
@@ -362,6 +438,53 @@ class Cancelled(RunError):
 
     status, code = 499, "run.cancelled"
     detail = "The run was cancelled."
+
+
+class ToolError(HeadraceError):
+    """A tool did not do what was asked. A tool that raises one may say why in its own words: the model and the caller
+    read them."""
+
+
+class ToolFailed(ToolError):
+    status, code = 500, "tool.failed"
+    detail = "The tool failed."
+
+
+class ToolTimeout(ToolError):
+    status, code, retryable = 504, "tool.timeout", True
+    detail = "The tool took longer than it may."
+
+
+class ToolArgumentsInvalid(ToolError):
+    """`errors` in `extra` lists {"pointer": JSON Pointer into the arguments, "detail": what is expected}."""
+
+    status, code = 422, "tool.arguments_invalid"
+    detail = "The arguments do not fit the tool's schema."
+
+
+class ToolRefused(ToolError):
+    status, code = 422, "tool.refused"
+    detail = "The tool refused the request."
+
+
+class ToolNotApproved(ToolError):
+    status, code = 403, "tool.not_approved"
+    detail = "The call was not approved, so it was not run."
+
+
+class ToolUnavailable(ToolError):
+    status, code, retryable = 502, "tool.unavailable", True
+    detail = "What the tool needs cannot be reached."
+
+
+class SQLDenied(ToolError):
+    status, code = 422, "tool.sql_denied"
+    detail = "The database allows this tool to read only, and refused the statement."
+
+
+class URLDenied(ToolError):
+    status, code = 422, "tool.url_denied"
+    detail = "This address may not be asked from here: only public ones over http and https are."
 
 
 class ModelError(HeadraceError):

@@ -65,9 +65,21 @@ class AttemptStarted(Event, frozen=True, kw_only=True, tag="attempt.started"):
 
 
 class InputRequested(Event, frozen=True, kw_only=True, tag="input.requested"):
+    """The run waits for an answer that fits `schema`. `subject` is what it is about: of an approval the call."""
+
     request_id: str
     type: Literal["approval", "question"]
     schema: dict[str, Any] = {}
+    subject: dict[str, Any] = {}
+
+
+class InputReceived(Event, frozen=True, kw_only=True, tag="input.received"):
+    """The answer to an `input.requested`; for an approval `{"approved": true or false}`. `by` says whose it is: a
+    subject, or `timeout` where nobody answered in time."""
+
+    request_id: str
+    value: Any
+    by: str
 
 
 class StepStarted(Event, frozen=True, kw_only=True, tag="step.started"):
@@ -148,10 +160,14 @@ class ToolCallEnd(Event, frozen=True, kw_only=True, tag="tool_call.end"):
 
 
 class ToolCallResult(Event, frozen=True, kw_only=True, tag="tool_call.result"):
+    """`preliminary` ones tell how far a call has got; the last one is its result."""
+
     tool_call_id: str
     output: str
     is_error: bool = False
     preliminary: bool = False
+    is_json: bool = False
+    """`output` is JSON text of something that is no string."""
 
 
 class Usage(Event, frozen=True, kw_only=True, tag="usage"):
@@ -193,6 +209,14 @@ class Data(Event, frozen=True, kw_only=True, tag="data"):
     value: Any
 
 
+BATCH_RESPONSE = "batch.response"
+"""Name of a `data` event: what an item of a batch was answered."""
+BATCH_RESTARTED = "batch.restarted"
+"""Name of a `data` event: the text of an item so far is void; the value is the item's id."""
+OUTPUT = "output"
+"""Name of a `data` event: what a run came to, as JSON."""
+
+
 class Unknown(msgspec.Struct, frozen=True, kw_only=True):
     """An event of a kind that this version does not know; `raw` is its JSON as stored."""
 
@@ -211,6 +235,7 @@ AnyEvent: TypeAlias = (
     | RunCancelled
     | AttemptStarted
     | InputRequested
+    | InputReceived
     | StepStarted
     | StepFinished
     | Handoff

@@ -5,21 +5,27 @@ cancel for two seconds is left behind, and its run is closed without it.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import cast
 
+import msgspec
 import structlog
 
 from headrace.errors import AgentFailed, HeadraceError, Interrupted, NotFound, RunIdle, RunTimeout
 from headrace.events import (
     KIND_OF,
+    OUTPUT,
     TERMINAL,
     AnyEvent,
     AttemptStarted,
+    Data,
     Event,
+    InputReceived,
+    InputRequested,
     MessageEnd,
     RunCancelled,
     RunCompleted,
@@ -30,21 +36,22 @@ from headrace.events import (
     ToolCallResult,
     Unknown,
 )
+from headrace.inbox import RunInbox
 from headrace.ports import Agent, AgentFactory, AgentItem, Head, Lease, Receipt, RunContext, RunLog
 from headrace.telemetry import Telemetry
 
 logger = structlog.get_logger("headrace.execution")
 
 _OF_AGENTS = frozenset(KIND_OF) - {RunStarted, *TERMINAL}
-_TRACES = (ToolCallEnd, ToolCallResult)
-"""Are in the log before a tool runs, and before the next one does."""
+_TRACES = (ToolCallEnd, ToolCallResult, InputRequested, InputReceived)
+"""Are in the log before the agent goes on: before a tool runs, and before the next one does."""
 _UNCONFIRMED_EVENTS = 1000
 """How far an agent may run ahead of the disk; 256 characters of text count as an event more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunLimits:
-    """How long a run may take, in seconds."""
+    """How long a run may take, in seconds. While it waits for an `input.requested`, neither `total` nor `idle` runs."""
 
     total: float = 300.0
     idle: float = 120.0
@@ -53,6 +60,10 @@ class RunLimits:
     """From the request of a cancel to the cancel of the task."""
     cancel_grace: float = 2.0
     """From the request of a cancel to the end without the agent."""
+
+
+UNLIMITED = RunLimits(total=math.inf, idle=math.inf, cancel_by_itself=5.0, cancel_grace=10.0)
+"""Of runs that wait for their children, which have limits of their own."""
 
 
 class Execution:
@@ -91,6 +102,13 @@ class Execution:
         self._tool_is_next = False
         """The agent may run one as soon as it is asked for more."""
         self._last_message: MessageEnd | None = None
+        self._output = ""
+        """Of a run that says nothing: what it came to."""
+        self._inbox = RunInbox(log, lease.run_id)
+        self._asked_people: dict[str, float] = {}
+        """Requests that are not answered yet, and since when."""
+        self._deadline = math.inf
+        self._watching: asyncio.TimerHandle | None = None
         self._last_activity = self._loop.time()
         self._spoke = False
         """The first text of this attempt was written."""
@@ -106,6 +124,10 @@ class Execution:
     def cancel(self, by: str) -> None:
         """The two stages of a cancel: first the agent's own, then its task's; at last the log is closed without it."""
         self._bring_to_end(RunCancelled(reason="requested", by=by))
+
+    def input_came(self) -> None:
+        """Somebody may have answered a request of the run."""
+        self._inbox.wake()
 
     def stop(self) -> None:
         """Give the run back to the queue, at an event boundary: this process is about to end."""
@@ -157,17 +179,19 @@ class Execution:
         if head.attempt > 1:
             self._log.append(head.run.id, head.attempt, [AttemptStarted(attempt=head.attempt, mode="continue")])
         self._agent = agent
-        self._watch_time(self._loop.time() + self._limits.total)
+        self._deadline = self._loop.time() + self._limits.total
         self._telemetry.runs_started += 1
         self._waited = max(0.0, time.time() - head.run.created)
         self._began = self._last_activity = self._loop.time()
+        self._watch_time()
         await self._drive(agent.run(context))
         if self._stopping or isinstance(self._ending, HeadraceError):
             raise asyncio.CancelledError  # the agent swallowed it, and would look finished
         if self._ending is not None:
             return self._ending_event()
-        last = self._last_message
-        return RunCompleted(output=last.text if last else "", stop_reason=last.finish_reason if last else "stop")
+        if (last := self._last_message) is not None:
+            return RunCompleted(output=last.text, stop_reason=last.finish_reason)
+        return RunCompleted(output=self._output)
 
     async def _context(self, head: Head, agent: Agent) -> RunContext:
         """Raises `Interrupted` where an earlier attempt had begun something that the agent cannot go on from."""
@@ -176,15 +200,15 @@ class Execution:
             if not agent.resumable:
                 raise Interrupted
             history = await self._read_log()
-        return RunContext(run=head.run, attempt=self.lease.attempt, history=history)
+        return RunContext(run=head.run, attempt=self.lease.attempt, history=history, inbox=self._inbox)
 
     async def _read_log(self) -> list[Event | Unknown]:
         history: list[Event | Unknown] = []
         async for blocks in self._log.read(self.lease.run_id, live=False):
             for block in blocks:
                 history += block.events
-        ends = [event for event in history if isinstance(event, MessageEnd)]
-        self._last_message = ends[-1] if ends else None
+        for event in history:
+            self._note(event)
         return history
 
     async def _drive(self, items: AsyncIterator[AgentItem]) -> None:
@@ -218,17 +242,41 @@ class Execution:
                 weight += len(event.delta) >> 8
                 if not self._spoke:
                     urgent = self._spoke = True
-            elif isinstance(event, MessageEnd):
-                self._last_message = event
-            elif isinstance(event, _TRACES):
-                urgent = self._tool_is_next = True
-            elif kind not in _OF_AGENTS:
+                continue
+            if kind not in _OF_AGENTS:
                 logger.error("agent yielded what it may not", run_id=self.lease.run_id, type=kind.__name__)
                 raise AgentFailed
+            if isinstance(event, _TRACES):
+                urgent = self._tool_is_next = True
+            self._note(event)
         self._unconfirmed += weight
         self._receipt = self._log.append(self.lease.run_id, self.lease.attempt, events, urgent=urgent)
         if self._receipt.error is not None:
             raise self._receipt.error
+
+    def _note(self, event: Event | Unknown) -> None:
+        """What is remembered of the events that are no text."""
+        if isinstance(event, MessageEnd):
+            self._last_message = event
+        elif isinstance(event, ToolCallResult):
+            if not event.preliminary:
+                self._output = event.output
+        elif isinstance(event, Data):
+            if event.name == OUTPUT:
+                self._output = msgspec.json.encode(event.value).decode()
+        elif isinstance(event, InputRequested):
+            self._asked_people[event.request_id] = self._loop.time()
+        elif isinstance(event, InputReceived):
+            self._answered(event)
+
+    def _answered(self, event: InputReceived) -> None:
+        """The time for which people were waited for is given back to the run."""
+        since = self._asked_people.pop(event.request_id, None)
+        if since is not None and not self._asked_people:
+            self._last_activity = self._loop.time()
+            self._deadline += self._last_activity - since
+            if self._watching is not None:
+                self._watch_time()
 
     async def _confirmed(self) -> None:
         """Until everything written so far is committed. Raises what the log raised."""
@@ -270,16 +318,23 @@ class Execution:
 
     # time
 
-    def _watch_time(self, deadline: float) -> None:
+    def _watch_time(self) -> None:
         """One timer a run: it looks when the agent was last active, instead of being set anew for each event."""
+        if self._watching is not None:
+            self._watching.cancel()
         now = self._loop.time()
         idle_until = self._last_activity + self._limits.idle
-        if now >= deadline:
+        due = min(self._deadline, idle_until)
+        if self._asked_people:
+            due = now + self._limits.idle
+        elif now >= self._deadline:
             self._bring_to_end(RunFailed(error=RunTimeout().info()))
+            return
         elif now >= idle_until:
             self._bring_to_end(RunFailed(error=RunIdle().info()))
-        else:
-            self._timers.append(self._loop.call_at(min(deadline, idle_until), self._watch_time, deadline))
+            return
+        if due < math.inf:
+            self._watching = self._loop.call_at(due, self._watch_time)
 
     def _bring_to_end(self, terminal: Event) -> None:
         if self._ending is not None:
@@ -313,6 +368,9 @@ class Execution:
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
 
     def _task_done(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

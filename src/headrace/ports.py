@@ -5,23 +5,25 @@ A run is an append-only log of events: an agent writes it, an engine keeps it, a
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
 from headrace.events import AnyEvent, ErrorInfo, Event, Unknown
-from headrace.identity import Owner
+from headrace.identity import Limits, Owner, Principal
 
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 RunState: TypeAlias = Literal["queued", "running", "completed", "failed", "cancelled"]
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True):
+class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One execution of one agent on one input for one principal: what is known when it starts, and never changes."""
 
     id: str
+    """Of a child: that of its parent, `_`, and its number; see `child_id`."""
     epoch: str
     owner: Owner
     agent: str
@@ -32,6 +34,26 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """Epoch seconds, for display."""
     conversation_id: str | None = None
     parent_run_id: str | None = None
+    scopes: tuple[str, ...] = ()
+    """What its caller's credential allowed when it was started, as `limits` and `credential_id`."""
+    limits: Limits = Limits()
+    credential_id: str | None = None
+
+    @property
+    def principal(self) -> Principal:
+        """Who started it: for what is done in their name later on."""
+        return Principal(
+            subject=self.owner.subject,
+            tenant=self.owner.tenant,
+            scopes=frozenset(self.scopes),
+            limits=self.limits,
+            credential_id=self.credential_id,
+        )
+
+
+def child_id(parent_run_id: str, number: int) -> str:
+    """Known before the child is there, and the same each time."""
+    return f"{parent_run_id}_{number}"
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,7 +163,8 @@ class RunLog(Protocol):
     """One line for people: what survives what."""
 
     def create(self, run: Run, first: Event, idempotency: Idempotency | None = None) -> Awaitable[Created]:
-        """Commit the run with its first event and put it in the queue, all in one.
+        """Commit the run with its first event and put it in the queue, all in one. A run whose id is there already is
+        given as it is: a parent that makes its children again, after a crash, makes none twice.
 
         With an `idempotency` key that the owner used before, give the run of then, or raise `IdempotencyMismatch`
         where the fingerprint differs. Raises `StorageFull`.
@@ -187,12 +210,26 @@ class RunLog(Protocol):
         """The epoch of feed sequences."""
 
     async def list(
-        self, owner: Owner, *, limit: int, before: str | None = None, state: RunState | None = None
+        self,
+        owner: Owner,
+        *,
+        limit: int,
+        before: str | None = None,
+        state: RunState | None = None,
+        parent: str | None = None,
     ) -> Sequence[Head]:
-        """Newest first; `before` is a run id. An unknown `before` raises `NotFound`."""
+        """Newest first: the runs that have no parent, or the children of `parent`. `before` is a run id; an unknown one
+        raises `NotFound`."""
 
     async def request_cancel(self, run_id: str, by: str) -> Literal["requested", "already", "closed"]:
         """Note durably that the run shall end. A run that no worker has yet is closed in the same commit."""
+
+    async def put_input(self, run_id: str, input: "Input") -> "Input":
+        """Note durably what somebody answered to a request of the run, and tell its worker. Gives the answer that
+        counts, which is the first one. Raises `LogClosed` where the run has ended."""
+
+    async def find_input(self, run_id: str, request_id: str) -> "Input | None":
+        """The answer to a request of an open run, if there is one yet."""
 
     async def delete(self, run_id: str) -> None:
         """Forget a closed run and its log. Raises `RunActive` while it is open."""
@@ -211,8 +248,16 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     """The right to write a run's log, until it expires or a higher attempt exists."""
 
     run_id: str
+    agent: str
     attempt: int
     worker: str
+
+
+class Signal(NamedTuple):
+    """Something that happened to a run from outside while a worker has it."""
+
+    run_id: str
+    kind: Literal["cancel", "input"]
 
 
 class RunQueue(Protocol):
@@ -230,8 +275,8 @@ class RunQueue(Protocol):
     async def release(self, lease: Lease) -> None:
         """Give an unfinished run back to the queue, for the next worker. A lost lease is left alone."""
 
-    def cancellations(self, worker: str) -> AsyncIterator[str]:
-        """Ids of this worker's runs whose cancel was requested, as it happens."""
+    def signals(self, worker: str) -> AsyncIterator[Signal]:
+        """That a cancel was requested for one of this worker's runs, or an input was put, as it happens."""
 
 
 class Engine(RunLog, RunQueue, Protocol):
@@ -246,7 +291,11 @@ class Engine(RunLog, RunQueue, Protocol):
 
 
 class Tool(Protocol):
-    """Something a model may ask the server to do."""
+    """Something a model, or a caller, may ask the server to do.
+
+    A class that names `Tool` as its base inherits the answers that stand here. Arguments fit `parameters` when they
+    come to `call`. What `call` raises is told in general words, but for a `ToolError`, which speaks for itself.
+    """
 
     @property
     def name(self) -> str: ...
@@ -259,11 +308,29 @@ class Tool(Protocol):
         """JSON Schema of the arguments."""
 
     @property
-    def idempotent(self) -> bool: ...
+    def idempotent(self) -> bool:
+        """Whether a call that may have run can be run again."""
+        return False
 
     @property
     def timeout(self) -> float:
-        """Seconds."""
+        """Seconds that one call may take."""
+        return 30.0
+
+    @property
+    def concurrency(self) -> int | None:
+        """Calls that may run at the same time in this process; `None`: any number."""
+        return None
+
+    @property
+    def scope(self) -> str | None:
+        """What the caller's credential has to allow; for everybody else the tool does not exist. `None`: nothing."""
+        return None
+
+    @property
+    def approval(self) -> bool:
+        """Whether the owner of the run has to agree each time before a model's call of it is run."""
+        return False
 
     async def call(self, arguments: dict[str, Any], context: "ToolContext") -> Any:
         """The result, any JSON value."""
@@ -273,6 +340,32 @@ class Tool(Protocol):
 class ToolContext:
     run: Run
     tool_call_id: str
+    report: Callable[[Any], None] = lambda result: None
+    """Shows how far the call has got: any JSON value, in the log as a preliminary result."""
+
+
+ToolSource: TypeAlias = Callable[[], AbstractAsyncContextManager[Sequence[Tool]]]
+"""Tools that hold something open, such as a connection: entered at the start, left at the end."""
+
+
+class Input(NamedTuple):
+    """What somebody answered to a run's `input.requested`."""
+
+    request_id: str
+    value: Any
+    """JSON."""
+    by: str
+    """A subject, or `timeout`."""
+
+
+class Inbox(Protocol):
+    """What people send to one run while it is worked on. Durable: what was sent is there after a crash as well."""
+
+    async def answer(self, request_id: str) -> Input:
+        """The first answer to a request, once there is one."""
+
+    async def decide(self, input: Input) -> Input:
+        """Answer in place of people; gives the answer that counts, which may be an earlier one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,6 +376,8 @@ class RunContext:
     attempt: int = 1
     history: Sequence[Event | Unknown] = field(default_factory=tuple)
     """The log so far, when an earlier attempt had begun it."""
+    inbox: Inbox | None = None
+    """Answers to `input.requested`; `None` where nobody can be asked."""
 
 
 AgentItem: TypeAlias = AnyEvent | Sequence[AnyEvent]

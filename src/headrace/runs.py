@@ -7,13 +7,31 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
-from typing import Literal
+from itertools import chain
+from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 import msgspec
 
-from headrace.errors import ForeignPosition, InvalidField, LogCorrupt, NotFound, PositionAhead, PositionGone
-from headrace.events import TERMINAL, RunCancelled, RunCompleted, RunFailed, RunStarted
+from headrace import json_schema
+from headrace.errors import (
+    ForeignPosition,
+    InputDecided,
+    InvalidField,
+    LogCorrupt,
+    NotFound,
+    PositionAhead,
+    PositionGone,
+)
+from headrace.events import (
+    TERMINAL,
+    InputReceived,
+    InputRequested,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunStarted,
+)
 from headrace.identity import Owner, Principal, is_printable_name
 from headrace.ports import (
     Block,
@@ -21,48 +39,89 @@ from headrace.ports import (
     FeedEntry,
     Head,
     Idempotency,
+    Input,
     Run,
     RunLog,
     RunState,
     StartCommand,
     Subscribed,
     Subscriber,
+    child_id,
 )
 from headrace.position import Position, new_epoch, random_letters
 from headrace.usage.admission import Admission
 
 
+class Birth:
+    """That a run is the child number `number` of `parent`. `created` tells which run it is, once it is there.
+
+    `again`: an earlier attempt at the parent may have made it.
+    """
+
+    def __init__(self, parent: Run, number: int, *, again: bool = False) -> None:
+        self.parent = parent
+        self.number = number
+        self.again = again
+        self.created: asyncio.Future[Head] = asyncio.get_running_loop().create_future()
+
+    def tell(self, head: Head) -> None:
+        if not self.created.done():
+            self.created.set_result(head)
+
+
 class Runs:
     """Every call sees only the principal's own runs: others raise `NotFound`, like unknown ones."""
 
-    def __init__(self, log: RunLog, agents: Collection[str], admission: Admission | None = None) -> None:
-        """`admission` says of each run whether a budget allows it; without one, all may start."""
+    def __init__(
+        self,
+        log: RunLog,
+        agents: Collection[str],
+        admission: Admission | None = None,
+        *,
+        own_agents: Collection[str] = (),
+    ) -> None:
+        """`admission` says of each run whether a budget allows it; without one, all may start. `own_agents` are the
+        server's, which no caller can name: they call no model, so they need no budget."""
         self._log = log
         self._agents = agents
+        self._own_agents = own_agents
         self._admission = admission
         self._starting: WeakValueDictionary[tuple[Owner, str], asyncio.Lock] = WeakValueDictionary()
         """By idempotency key."""
 
     async def start(
-        self, principal: Principal, command: StartCommand, idempotency: Idempotency | None = None
+        self,
+        principal: Principal,
+        command: StartCommand,
+        idempotency: Idempotency | None = None,
+        *,
+        own: bool = False,
+        birth: Birth | None = None,
     ) -> Created:
-        """Commit a new run and queue it. Raises `NotFound` for an unknown agent, and `BudgetExceeded`."""
-        if command.agent not in self._agents:
+        """Commit a new run and queue it. Raises `NotFound` for an unknown agent, and `BudgetExceeded`.
+
+        `own`: the agent is one of the server's. With `birth` it is a child, which is made only once.
+        """
+        if command.agent not in (self._own_agents if own else self._agents):
             raise NotFound
         _check_id("conversation_id", command.conversation_id)
-        run = Run(
-            id=new_run_id(),
-            epoch=new_epoch(),
-            owner=principal.owner,
-            agent=command.agent,
-            input=command.input,
-            created=time.time(),
-            conversation_id=command.conversation_id,
-        )
+        run = _new_run(principal, command, birth)
+        created = await self._create(run, idempotency, admitted=not own, again=birth is not None and birth.again)
+        if birth is not None:
+            birth.tell(created.head)
+        return created
+
+    async def _create(self, run: Run, idempotency: Idempotency | None, *, admitted: bool, again: bool) -> Created:
+        if again and (known := await self._find(run.id)) is not None:
+            return Created(known, new=False)
         started = RunStarted(
-            agent=run.agent, input_digest=_digest(run.input), conversation_id=run.conversation_id, time=run.created
+            agent=run.agent,
+            input_digest=_digest(run.input),
+            conversation_id=run.conversation_id,
+            parent_run_id=run.parent_run_id,
+            time=run.created,
         )
-        if self._admission is None:
+        if self._admission is None or not admitted:
             return await self._log.create(run, started, idempotency)
         if idempotency is None:
             return await self._admission.admit(run, lambda: self._log.create(run, started))
@@ -71,6 +130,12 @@ class Runs:
             if (head := await self._log.find(run.owner, idempotency)) is not None:
                 return Created(head, new=False)  # which was admitted then, whatever is left now
             return await self._admission.admit(run, lambda: self._log.create(run, started, idempotency))
+
+    async def _find(self, run_id: str) -> Head | None:
+        try:
+            return await self._log.head(run_id)
+        except NotFound:
+            return None
 
     async def get(self, principal: Principal, run_id: str) -> Head:
         head = await self._log.head(run_id)
@@ -123,9 +188,16 @@ class Runs:
         return self._log.feed_epoch
 
     async def list(
-        self, principal: Principal, *, limit: int, before: str | None = None, state: RunState | None = None
+        self,
+        principal: Principal,
+        *,
+        limit: int,
+        before: str | None = None,
+        state: RunState | None = None,
+        parent: str | None = None,
     ) -> Sequence[Head]:
-        return await self._log.list(principal.owner, limit=limit, before=before, state=state)
+        """Without the children of other runs, or, with `parent`, those of one."""
+        return await self._log.list(principal.owner, limit=limit, before=before, state=state, parent=parent)
 
     async def cancel(
         self, principal: Principal, run_id: str, *, by: str | None = None
@@ -137,10 +209,52 @@ class Runs:
             self._admission.end(head.run.id)  # no worker may have had it
         return answer
 
+    async def answer(self, principal: Principal, run_id: str, request_id: str, value: Any) -> Input:
+        """Answer an `input.requested` of the run. Raises `NotFound` for a request that there is not, `InvalidField` for
+        a value that does not fit its schema, `InputDecided` where it was answered before, and `LogClosed`."""
+        head = await self.get(principal, run_id)
+        asked = await self._request(head, request_id)
+        if faults := json_schema.faults(value, json_schema.validator(asked.schema)):
+            raise InvalidField(errors=[{**fault, "pointer": f"/value{fault['pointer']}"} for fault in faults])
+        answer = Input(request_id, value, principal.subject)
+        if await self._log.find_input(run_id, request_id) is not None:
+            raise InputDecided
+        if await self._log.put_input(run_id, answer) != answer:
+            raise InputDecided
+        return answer
+
+    async def _request(self, head: Head, request_id: str) -> InputRequested:
+        found: InputRequested | None = None
+        async for blocks in self._log.read(head.run.id, live=False):
+            for event in chain.from_iterable(block.events for block in blocks):
+                if isinstance(event, InputReceived) and event.request_id == request_id:
+                    raise InputDecided
+                if isinstance(event, InputRequested) and event.request_id == request_id:
+                    found = event
+        if found is None:
+            raise NotFound
+        return found
+
     async def delete(self, principal: Principal, run_id: str) -> None:
         """Raises `RunActive` while the run has not ended."""
         head = await self.get(principal, run_id)
         await self._log.delete(head.run.id)
+
+
+def _new_run(principal: Principal, command: StartCommand, birth: Birth | None) -> Run:
+    return Run(
+        id=new_run_id() if birth is None else child_id(birth.parent.id, birth.number),
+        epoch=new_epoch(),
+        owner=principal.owner,
+        agent=command.agent,
+        input=command.input,
+        created=time.time(),
+        conversation_id=command.conversation_id,
+        parent_run_id=None if birth is None else birth.parent.id,
+        scopes=tuple(sorted(principal.scopes)),
+        limits=principal.limits,
+        credential_id=principal.credential_id,
+    )
 
 
 def new_run_id() -> str:

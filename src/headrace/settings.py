@@ -107,6 +107,49 @@ class Settings(BaseSettings):
     first_event_timeout: float = Field(60.0, gt=0, description="Seconds a model may take to say anything.")
     model_idle_timeout: float = Field(30.0, gt=0, description="Seconds between two events of a model.")
 
+    batch_enabled: bool = Field(
+        True,
+        validation_alias=AliasChoices("HEADRACE_BATCH_ENABLED", "BATCH_ENABLED"),
+        description="Whether `POST /api/batch` and batch jobs are taken.",
+    )
+    batch_max_size: int = Field(
+        10,
+        ge=1,
+        le=1000,
+        validation_alias=AliasChoices("HEADRACE_BATCH_MAX_SIZE", "BATCH_MAX_SIZE"),
+        description="Most items of one `POST /api/batch`.",
+    )
+    batch_timeout: float = Field(
+        30.0,
+        gt=0,
+        validation_alias=AliasChoices("HEADRACE_BATCH_TIMEOUT", "BATCH_TIMEOUT"),
+        description="Seconds for all of one `POST /api/batch`.",
+    )
+    job_max_items: int = Field(50_000, ge=1, le=1_000_000, description="Most lines of a batch job.")
+    job_max_bytes: int = Field(200 << 20, ge=1024, description="Largest file of a batch job.")
+    job_slots: int = Field(100, ge=1, le=10_000, description="Items of all batch jobs that run at the same time.")
+    job_concurrency: int = Field(
+        32, ge=1, le=1000, description="Items of one batch job that run at the same time, unless it asks for fewer."
+    )
+
+    tools: Annotated[tuple[str, ...], *_JSONList] = Field(
+        ("search", "calculate"),
+        description="Tools that callers may use (a JSON list): `search`, `calculate`, `http_fetch`, or the name of an "
+        "entry point. `sql` and those of MCP servers come with their own settings.",
+    )
+    chat_tools: Annotated[tuple[str, ...], *_JSONList] | None = Field(
+        None,
+        description="Tools that the chat agent offers its model (a JSON list); by default those that a program of yours "
+        "hands in.",
+    )
+    sql_url: SecretStr | None = Field(
+        None, description="Database that the tool `sql` reads: `sqlite:///PATH`, `duckdb:///PATH` or `postgresql://...`."
+    )
+    mcp_servers: SecretStr | None = Field(None, description="MCP servers whose tools are offered, as JSON by name.")
+    egress_allow: Annotated[tuple[str, ...], *_JSONList] = Field(
+        (), description="Private networks that `http_fetch` and webhooks may reach (a JSON list), such as `10.1.0.0/16`."
+    )
+
     jwt_secret: SecretStr | None = Field(None, description="Secret of HS256 tokens, at least 32 bytes.")
     jwt_jwks_file: Path | None = Field(None, description="Key set (JWKS) of RS256, ES256 or EdDSA tokens.")
     jwt_audience: str | None = Field(None, description="What the `aud` claim of a token must be.")

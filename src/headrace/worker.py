@@ -5,12 +5,12 @@ It keeps its leases alive together, passes cancels on, and stops what it can no 
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import structlog
 
 from headrace.errors import Fenced
-from headrace.execution import Execution, RunLimits
+from headrace.execution import UNLIMITED, Execution, RunLimits
 from headrace.ports import AgentFactory, Lease, RunLog, RunQueue
 from headrace.telemetry import Telemetry
 
@@ -29,21 +29,25 @@ class Worker:
         telemetry: Telemetry,
         max_runs: int = 1000,
         limits: RunLimits | None = None,
+        coordinators: Collection[str] = (),
         on_end: Callable[[str], object] | None = None,
     ) -> None:
+        """`coordinators` are agents whose runs do nothing but wait for other runs. They take none of the `max_runs`,
+        or their children could find no place, and have no time limits."""
         self.id = f"worker-{secrets.token_hex(4)}"
         self._log = log
         self._queue = queue
         self._agents = agents
         self._telemetry = telemetry
         self._limits = limits or RunLimits()
+        self._coordinators = coordinators
         self._on_end = on_end
         self._slots = asyncio.Semaphore(max_runs)
         self._executions: dict[str, Execution] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        loops = (self._claim_runs, self._keep_leases, self._pass_cancels_on)
+        loops = (self._claim_runs, self._keep_leases, self._pass_signals_on)
         self._tasks = [asyncio.create_task(loop(), name=f"{self.id} {loop.__name__}") for loop in loops]
 
     async def finish(self, seconds: float) -> None:
@@ -86,11 +90,13 @@ class Worker:
         earlier = self._executions.get(lease.run_id)
         if earlier is not None:  # this process stood still for longer than a lease, and is given its own run again
             earlier.lose(Fenced())
+        if coordinates := lease.agent in self._coordinators:
+            self._slots.release()
         execution = Execution(
             self._log,
             lease,
             self._agents,
-            limits=self._limits,
+            limits=UNLIMITED if coordinates else self._limits,
             telemetry=self._telemetry,
             release=lambda lease: asyncio.ensure_future(self._queue.release(lease)),
             on_end=self._on_end,
@@ -99,7 +105,8 @@ class Worker:
         execution.done.add_done_callback(lambda _: self._executed(execution))
 
     def _executed(self, execution: Execution) -> None:
-        self._slots.release()
+        if execution.lease.agent not in self._coordinators:
+            self._slots.release()
         if self._executions.get(execution.lease.run_id) is execution:
             del self._executions[execution.lease.run_id]
 
@@ -122,11 +129,15 @@ class Worker:
                 if execution is not None and execution.lease == lease:
                     execution.lose(Fenced())
 
-    async def _pass_cancels_on(self) -> None:
-        async for run_id in self._queue.cancellations(self.id):
-            execution = self._executions.get(run_id)
-            if execution is not None:
-                execution.cancel(await self._who_cancels(run_id))
+    async def _pass_signals_on(self) -> None:
+        async for signal in self._queue.signals(self.id):
+            execution = self._executions.get(signal.run_id)
+            if execution is None:
+                continue
+            if signal.kind == "cancel":
+                execution.cancel(await self._who_cancels(signal.run_id))
+            else:
+                execution.input_came()
 
     async def _who_cancels(self, run_id: str) -> str:
         try:

@@ -53,10 +53,12 @@ from headrace.ports import (
     ModelUsage,
     Run,
     RunContext,
+    Tool,
     ToolCall,
     ToolContext,
 )
-from headrace.tools import FunctionTool, Toolbox
+from headrace.toolbox import Toolbox
+from headrace.tools.function import FunctionTool
 
 PATIENCE = 15.0
 Step = Sequence[Sequence[ModelEvent] | Exception]
@@ -308,8 +310,8 @@ async def test_a_tool_is_called_and_its_result_goes_to_the_log_and_to_the_model(
 async def test_a_tool_knows_for_whom_it_works() -> None:
     contexts: list[ToolContext] = []
 
-    class Knowing:
-        name, description, idempotent, timeout = "search", "d", False, 5.0
+    class Knowing(Tool):
+        name, description = "search", "d"
         parameters: dict[str, Any] = {}  # noqa: RUF012
 
         async def call(self, arguments: dict[str, Any], context: ToolContext) -> Any:
@@ -318,7 +320,7 @@ async def test_a_tool_knows_for_whom_it_works() -> None:
 
     agent = ChatAgent(Scripted(calling("search", ""), answer("x")), tools=Toolbox([Knowing()]))
     await said(agent)
-    assert contexts == [ToolContext(run=run_of(), tool_call_id="c1")]
+    assert [(context.run, context.tool_call_id) for context in contexts] == [(run_of(), "c1")]
 
 
 async def test_several_calls_of_one_turn_are_answered_in_order() -> None:

@@ -1,8 +1,10 @@
 """The promises of `RunLog` and `RunQueue`, one test each, over every engine."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any
 
+import msgspec
 import pytest
 from tests.engines.story import ANN, BOB, Story, completed, delta, entries, lines, started
 
@@ -16,7 +18,7 @@ from headrace.errors import (
     RunActive,
 )
 from headrace.events import RunCancelled, encode
-from headrace.ports import Block, FeedEntry, Idempotency, Lease
+from headrace.ports import Block, Created, FeedEntry, Idempotency, Input, Lease, Signal, child_id
 from headrace.position import Position
 
 
@@ -436,15 +438,87 @@ async def test_a_queued_run_is_closed_at_once(story: Story) -> None:
 
 async def test_the_worker_of_a_running_run_is_told(story: Story) -> None:
     lease = await story.claimed(worker="w")
-    told = story.engine.cancellations("w")
+    told = story.engine.signals("w")
     assert await story.engine.request_cancel(lease.run_id, "ann") == "requested"
-    assert await anext(told) == lease.run_id
+    assert await anext(told) == Signal(lease.run_id, "cancel")
     head = await story.engine.head(lease.run_id)
     assert (head.state, head.offset, head.cancel_by) == ("running", 1, "ann")
     assert await story.engine.request_cancel(lease.run_id, "bob") == "already"
     assert (await story.engine.head(lease.run_id)).cancel_by == "ann"
     await story.engine.append(lease.run_id, 1, [RunCancelled(reason="requested", by="ann")])
     assert await story.engine.request_cancel(lease.run_id, "ann") == "closed"
+
+
+async def test_the_first_answer_to_a_request_counts(story: Story) -> None:
+    lease = await story.claimed(worker="w")
+    told = story.engine.signals("w")
+    assert await story.engine.find_input(lease.run_id, "r") is None
+    first = Input("r", {"approved": True}, "ann")
+    assert await story.engine.put_input(lease.run_id, first) == first
+    assert await anext(told) == Signal(lease.run_id, "input")
+    assert await story.engine.put_input(lease.run_id, Input("r", {"approved": False}, "timeout")) == first
+    other = Input("s", ["any", {"json": None}], "bob")
+    assert await story.engine.put_input(lease.run_id, other) == other
+    assert await story.engine.find_input(lease.run_id, "r") == first
+    assert await story.engine.find_input(lease.run_id, "s") == other
+
+
+async def test_an_answer_waits_for_the_next_worker(story: Story) -> None:
+    run = await story.queued()
+    answer = Input("r", 1, "ann")
+    await story.engine.put_input(run.id, answer)
+    await story.engine.claim("w")
+    assert await story.engine.find_input(run.id, "r") == answer
+
+
+async def test_an_ended_run_takes_no_answer(story: Story) -> None:
+    run_id = await story.ended()
+    with pytest.raises(LogClosed):
+        await story.engine.put_input(run_id, Input("r", 1, "ann"))
+    with pytest.raises(NotFound):
+        await story.engine.put_input("unknown", Input("r", 1, "ann"))
+    await story.engine.delete(run_id)
+
+
+async def test_a_run_is_not_made_twice(story: Story) -> None:
+    """Not while it waits, nor while a worker has it, nor once it has ended, nor at the same time."""
+    parent = await story.queued()
+    await story.engine.claim("of the parent")
+    child = msgspec.structs.replace(story.run(), id=child_id(parent.id, 1), parent_run_id=parent.id)
+
+    def create() -> Coroutine[Any, Any, Created]:
+        return story.engine.create(child, started())
+
+    both = await asyncio.gather(create(), create())
+    assert sorted(created.new for created in both) == [False, True]
+    assert not (await create()).new
+    lease = await story.engine.claim("w")
+    claiming = asyncio.create_task(story.engine.claim("another"))
+    await asyncio.sleep(0)
+    again = await create()
+    assert (again.new, again.head.state, again.head.attempt) == (False, "running", lease.attempt)
+    await story.engine.append(child.id, lease.attempt, [RunCancelled(reason="r", by="b")])
+    assert (await create()).head.state == "cancelled"
+    other = await story.queued()
+    assert (await claiming).run_id == other.id
+
+
+async def test_children_are_listed_with_their_parent_only(story: Story) -> None:
+    parent, other = await story.queued(), await story.queued()
+    children = [
+        msgspec.structs.replace(story.run(), id=child_id(parent.id, number), parent_run_id=parent.id)
+        for number in (1, 2, 10)
+    ]
+    for child in children:
+        await story.engine.create(child, started())
+    assert [head.run.id for head in await story.engine.list(ANN, limit=10)] == [other.id, parent.id]
+    ids = [head.run.id for head in await story.engine.list(ANN, limit=10, parent=parent.id)]
+    assert ids == [child.id for child in reversed(children)]
+    before = children[2].id
+    page = await story.engine.list(ANN, limit=1, before=before, parent=parent.id)
+    assert [head.run.id for head in page] == [children[1].id]
+    assert await story.engine.list(ANN, limit=10, parent=other.id) == []
+    assert await story.engine.list(BOB, limit=10, parent=parent.id) == []
 
 
 async def test_a_run_that_ended_by_itself_is_closed(story: Story) -> None:
@@ -475,7 +549,9 @@ async def test_the_oldest_run_and_the_oldest_claim_go_first(story: Story) -> Non
     await asyncio.sleep(0)
     new_runs = [(await story.queued()).id for _ in range(3)]
     leases = await asyncio.gather(*claims)
-    assert leases == [Lease(run_id=run_id, attempt=1, worker=f"w{at}") for at, run_id in enumerate(new_runs)]
+    assert leases == [
+        Lease(run_id=run_id, agent="chat", attempt=1, worker=f"w{at}") for at, run_id in enumerate(new_runs)
+    ]
 
 
 async def test_a_claim_raises_the_attempt_and_shows(story: Story) -> None:
@@ -544,7 +620,7 @@ async def test_an_expired_lease_requeues_the_run_for_a_higher_attempt(story: Sto
     story.clock.expire_leases()
     async with asyncio.timeout(30):
         taken = await story.engine.claim("next")
-    assert taken == Lease(run_id=lease.run_id, attempt=2, worker="next")
+    assert taken == Lease(run_id=lease.run_id, agent="chat", attempt=2, worker="next")
     with pytest.raises(Fenced):
         await story.engine.append(lease.run_id, 1, [delta("old")])
     assert await story.engine.renew([lease, taken]) == [lease]
@@ -577,7 +653,7 @@ async def test_a_released_run_is_claimed_again(story: Story) -> None:
     await story.engine.release(lease)
     assert (await story.engine.head(lease.run_id)).state == "queued"
     taken = await story.engine.claim("second")
-    assert taken == Lease(run_id=lease.run_id, attempt=2, worker="second")
+    assert taken == Lease(run_id=lease.run_id, agent="chat", attempt=2, worker="second")
     await story.engine.release(lease)  # lost, so left alone
     assert (await story.engine.head(lease.run_id)).state == "running"
     assert await story.engine.append(lease.run_id, 2, [completed()]) == 2

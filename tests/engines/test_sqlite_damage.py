@@ -11,6 +11,7 @@ import pytest
 from tests.engines.story import ANN, Clock, Story, completed, delta, lines
 
 from headrace.engines.sqlite import SqliteEngine
+from headrace.engines.sqlite.schema import VERSION
 from headrace.errors import ConfigurationError, HeadraceError, LogCorrupt, NotFound
 from headrace.ports import Block
 
@@ -191,11 +192,11 @@ async def test_a_log_of_a_newer_version_is_refused_and_left_as_it_is(sqlite_stor
     run_id = await sqlite_story.ended()
     await sqlite_story.engine.close()
     db = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
-    db.execute("PRAGMA user_version = 2")
+    db.execute("PRAGMA user_version = 99")
     with pytest.raises(ConfigurationError, match="newer"):
         await (refused := SqliteEngine(tmp_path / "log.db")).start()
     await refused.close()
-    db.execute("PRAGMA user_version = 1")
+    db.execute(f"PRAGMA user_version = {VERSION}")
     db.close()
     story = await start(tmp_path)
     assert len(await story.texts(run_id)) == 5

@@ -24,7 +24,7 @@ from headrace.log_output import configure
 from headrace.ports import ToolContext
 from headrace.server.listener import Listener
 from headrace.settings import load_settings
-from headrace.tools import Toolbox
+from headrace.toolbox import Toolbox
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,9 @@ class LedgerTool:
     ledger: Path
     description: str = "Writes a line."
     timeout: float = 120.0
+    concurrency: int | None = None
+    scope: str | None = None
+    approval: bool = False
 
     @property
     def parameters(self) -> Mapping[str, Any]:

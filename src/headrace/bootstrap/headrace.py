@@ -9,10 +9,15 @@ from ipaddress import ip_network
 import structlog
 from fastapi import FastAPI
 
+from headrace.agents import tool_call
 from headrace.agents.chat import ChatAgent
 from headrace.agents.generator import TextGenerator, generator_agent
+from headrace.agents.tool_call import ToolCallAgent
+from headrace.batch import agent as batch
+from headrace.batch.agent import BatchAgent
 from headrace.bootstrap.auth import auth_config
 from headrace.bootstrap.models import choose_model, names_of
+from headrace.bootstrap.tools import tool_sources
 from headrace.engines.memory import MemoryEngine
 from headrace.engines.sqlite import SqliteEngine
 from headrace.errors import ConfigurationError, NotFound
@@ -21,17 +26,20 @@ from headrace.identity import is_printable_name
 from headrace.limits import Limiter
 from headrace.models.budgeted import BudgetedModel
 from headrace.models.cache import ResponseCache
-from headrace.ports import Agent, AgentFactory, Engine, Model, Run, WireProtocol
+from headrace.ports import Agent, AgentFactory, Engine, Model, Run, Tool, WireProtocol
 from headrace.protocols.agent_chat import AgentChat
+from headrace.protocols.batch import Batch
 from headrace.protocols.native import Native
 from headrace.runs import Runs
 from headrace.server.app import create_app
 from headrace.server.auth import Authenticator, is_loopback
 from headrace.server.auth.peer import Network
+from headrace.server.in_process import InProcess
 from headrace.server.open_streams import OpenStreams
-from headrace.server.services import Services
+from headrace.server.services import BatchOptions, Services
 from headrace.settings import Settings, load_settings
 from headrace.telemetry import Telemetry
+from headrace.toolbox import Toolbox
 from headrace.usage.account import RunAccount
 from headrace.usage.admission import Admission
 from headrace.usage.budgets import Budgets
@@ -41,6 +49,8 @@ from headrace.worker import Worker
 
 logger = structlog.get_logger("headrace")
 
+_OWN_NAMES = frozenset({tool_call.NAME, batch.NAME})
+"""Of agents."""
 LEDGER_FILE = "budgets.db"
 _TRIM_SECONDS = 60.0
 _GRACE_SECONDS = 3.0
@@ -55,7 +65,8 @@ class Headrace:
 
     `agents` are more agents by name: factories, or plain async generator functions of strings wrapped by
     `headrace.agent`. An agent named `default` takes the place of the chat agent. `protocols` are more views of a run,
-    for `?view=`. `engine` keeps the logs instead of the one that the settings name.
+    for `?view=`. `tools` are more tools, which the chat agent offers to its model unless the settings say otherwise.
+    `engine` keeps the logs instead of the one that the settings name.
     """
 
     def __init__(
@@ -64,12 +75,17 @@ class Headrace:
         *,
         agents: Mapping[str, AgentFactory] | None = None,
         protocols: Sequence[WireProtocol] = (),
+        tools: Sequence[Tool] = (),
         engine: Engine | None = None,
     ) -> None:
         self.settings = settings or load_settings()
         self.telemetry = Telemetry()
         self.engine = engine or _engine(self.settings, self.telemetry)
-        self._protocols: list[WireProtocol] = [Native(), AgentChat(self.settings.stream_chunk_size), *protocols]
+        chunk_size = self.settings.stream_chunk_size
+        self._protocols: list[WireProtocol] = [Native(), AgentChat(chunk_size), Batch(chunk_size), *protocols]
+        self.tools = Toolbox(tools)
+        """Those of the settings are added at the start."""
+        self._chat_tools = self.tools.only([tool.name for tool in tools])
         self.model: Model | None = None
         """Chosen at the start, where the chat agent is used."""
         self._agents: dict[str, AgentFactory] = dict(agents or {})
@@ -81,19 +97,23 @@ class Headrace:
         self._needs_model = "default" not in self._agents
         if self._needs_model:
             self._agents["default"] = self._chat
+        own_agents: dict[str, AgentFactory] = {tool_call.NAME: self._tool_call, batch.NAME: self._batch}
         self.worker = Worker(
             self.engine,
             self.engine,
-            self._agents,
+            {**self._agents, **own_agents},
             telemetry=self.telemetry,
             max_runs=self.settings.max_runs,
             limits=RunLimits(total=self.settings.stream_timeout, idle=self.settings.idle_timeout),
+            coordinators=(batch.NAME,),
             on_end=self._admission.end if self._admission is not None else None,
         )
         self.authenticator = Authenticator(auth_config(self.settings))
         self.open_streams = OpenStreams(self.authenticator.still_valid)
-        self.runs = Runs(self.engine, self._agents, self._admission)
-        self.app = create_app(self._services(), version=version("headrace"), lifespan=self._lifespan)
+        self.runs = Runs(self.engine, self._agents, self._admission, own_agents=own_agents)
+        services = self._services()
+        self.app = create_app(services, version=version("headrace"), lifespan=self._lifespan)
+        self._in_process = InProcess(self.app, limits=services.limits, still_valid=self.authenticator.may_go_on)
         self._running = False
 
     @asynccontextmanager
@@ -106,6 +126,7 @@ class Headrace:
                 await self._ledger.start()
                 stack.push_async_callback(self._ledger.close)
                 await self._admission.reconcile()
+            await self._open_tools(stack)
             if self._needs_model:
                 await self._start_model(stack)
             self.worker.start()
@@ -144,6 +165,19 @@ class Headrace:
         await started.start()
         stack.push_async_callback(started.close)
 
+    async def _open_tools(self, stack: AsyncExitStack) -> None:
+        for source in tool_sources(self.settings):
+            for tool in await stack.enter_async_context(source()):
+                self.tools.add(tool)
+        if (names := self.settings.chat_tools) is not None:
+            self._chat_tools = self.tools.only(names)
+
+    def _tool_call(self, run: Run) -> Agent:
+        return ToolCallAgent(self.tools)
+
+    def _batch(self, run: Run) -> Agent:
+        return BatchAgent(self.runs, self._in_process, timeout=self.settings.batch_timeout)
+
     def _chat(self, run: Run) -> Agent:
         """What stands around the model is put there for each run: the owner's part of the cache, the run's budget."""
         assert self.model is not None
@@ -155,6 +189,7 @@ class Headrace:
         return ChatAgent(
             paid(self.model) if self._cache is None else self._cache.for_owner(run.owner, paid),
             system_prompt=self.settings.system_prompt,
+            tools=self._chat_tools,
             cost=self.prices.dollars,
             on_lost_call=account.recover if account is not None else None,
         )
@@ -175,9 +210,11 @@ class Headrace:
             limits=Limiter(),
             open_streams=self.open_streams,
             telemetry=self.telemetry,
+            tools=self.tools,
             ready=self._ready,
             models=lambda: (self.model.name,) if self.model is not None else (),
             stream_enabled=settings.stream_enabled,
+            batch=BatchOptions(enabled=settings.batch_enabled, max_size=settings.batch_max_size),
             max_body_bytes=settings.max_body_bytes,
             allowed_origins=settings.allowed_origins,
             metrics_public=is_loopback(settings.host),
@@ -220,6 +257,8 @@ def _engine(settings: Settings, telemetry: Telemetry) -> Engine:
 def _check_names(agents: Collection[str]) -> None:
     """Requests name agents, so their names have to be ones that a request can bring."""
     for name in agents:
+        if name in _OWN_NAMES:
+            raise ConfigurationError(f"The server has an agent {name!r} of its own: name yours otherwise.")
         if not is_printable_name(name):
             raise ConfigurationError(f"The name of an agent is 1 to 128 printable ASCII characters, not {name!r:.200}.")
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from headrace.ports import Lease
+from headrace.ports import Lease, Signal
 
 
 @dataclass(order=True)
@@ -30,7 +30,7 @@ class Dispatch:
         self._claimers: list[Claimer] = []
         self._numbers = count()
         self._leases: dict[str, tuple[Lease, float]] = {}
-        self._cancellations: dict[str, asyncio.Queue[str]] = {}
+        self._signals: dict[str, asyncio.Queue[Signal]] = {}
 
     # the queue
 
@@ -103,20 +103,21 @@ class Dispatch:
         del self._leases[lease.run_id]
         return True
 
-    # cancellations
+    # signals
 
-    def tell_cancel(self, run_id: str) -> None:
-        held = self._leases.get(run_id)
+    def tell(self, signal: Signal) -> None:
+        """The worker that has the run, if one has it."""
+        held = self._leases.get(signal.run_id)
         if held is not None:
-            self._channel(held[0].worker).put_nowait(run_id)
+            self._channel(held[0].worker).put_nowait(signal)
 
-    async def cancellations(self, worker: str) -> AsyncIterator[str]:
+    async def signals(self, worker: str) -> AsyncIterator[Signal]:
         channel = self._channel(worker)
         try:
             while True:
                 yield await channel.get()
         finally:
-            self._cancellations.pop(worker, None)
+            self._signals.pop(worker, None)
 
-    def _channel(self, worker: str) -> "asyncio.Queue[str]":
-        return self._cancellations.setdefault(worker, asyncio.Queue())
+    def _channel(self, worker: str) -> "asyncio.Queue[Signal]":
+        return self._signals.setdefault(worker, asyncio.Queue())

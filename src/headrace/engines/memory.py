@@ -18,7 +18,20 @@ from headrace.engines.tail import Tail, Waiters
 from headrace.errors import Fenced, IdempotencyMismatch, LogClosed, NotFound, PositionAhead, PositionGone, RunActive
 from headrace.events import Event, RunCancelled, encode
 from headrace.identity import Owner
-from headrace.ports import Block, Created, FeedEntry, Head, Idempotency, Lease, Run, RunState, Subscribed, Subscriber
+from headrace.ports import (
+    Block,
+    Created,
+    FeedEntry,
+    Head,
+    Idempotency,
+    Input,
+    Lease,
+    Run,
+    RunState,
+    Signal,
+    Subscribed,
+    Subscriber,
+)
 from headrace.position import Position, new_epoch
 
 
@@ -29,6 +42,7 @@ class _Log:
         self.head = Head(run=run, state="queued", offset=0)
         self.tail = Tail()
         self.bytes = 0
+        self.inputs: dict[str, Input] = {}
 
     def change(self, **fields: object) -> None:
         self.head = msgspec.structs.replace(self.head, **fields)
@@ -74,6 +88,8 @@ class MemoryEngine:
     async def create(self, run: Run, first: Event, idempotency: Idempotency | None = None) -> Created:
         if idempotency is not None and (known := await self.find(run.owner, idempotency)) is not None:
             return Created(known, new=False)
+        if run.id in self._logs:
+            return Created(self._logs[run.id].head, new=False)
         log = _Log(run)
         self._commit(log, [first])
         self._logs[run.id] = log
@@ -149,9 +165,19 @@ class MemoryEngine:
                 return
 
     async def list(
-        self, owner: Owner, *, limit: int, before: str | None = None, state: RunState | None = None
+        self,
+        owner: Owner,
+        *,
+        limit: int,
+        before: str | None = None,
+        state: RunState | None = None,
+        parent: str | None = None,
     ) -> Sequence[Head]:
-        heads = [log.head for log in reversed(self._logs.values()) if log.head.run.owner == owner]
+        heads = [
+            log.head
+            for log in reversed(self._logs.values())
+            if log.head.run.owner == owner and log.head.run.parent_run_id == parent
+        ]
         if before is not None:
             ids = [head.run.id for head in heads]
             if before not in ids:
@@ -169,8 +195,19 @@ class MemoryEngine:
         if log.head.state == "queued":
             self._commit(log, [RunCancelled(reason="requested", by=by)])
         else:
-            self._dispatch.tell_cancel(run_id)
+            self._dispatch.tell(Signal(run_id, "cancel"))
         return "requested"
+
+    async def put_input(self, run_id: str, input: Input) -> Input:
+        log = self._log(run_id)
+        if log.head.closed:
+            raise LogClosed
+        known = log.inputs.setdefault(input.request_id, input)
+        self._dispatch.tell(Signal(run_id, "input"))
+        return known
+
+    async def find_input(self, run_id: str, request_id: str) -> Input | None:
+        return self._log(run_id).inputs.get(request_id)
 
     async def delete(self, run_id: str) -> None:
         log = self._log(run_id)
@@ -214,8 +251,8 @@ class MemoryEngine:
     async def release(self, lease: Lease) -> None:
         self._give_up(lease)
 
-    def cancellations(self, worker: str) -> AsyncIterator[str]:
-        return self._dispatch.cancellations(worker)
+    def signals(self, worker: str) -> AsyncIterator[Signal]:
+        return self._dispatch.signals(worker)
 
     # inside
 
@@ -260,7 +297,7 @@ class MemoryEngine:
         for run_id, claimer in self._dispatch.pairs():
             log = self._logs[run_id]
             log.change(attempt=log.head.attempt + 1, state="running")
-            lease = Lease(run_id=run_id, attempt=log.head.attempt, worker=claimer.worker)
+            lease = Lease(run_id=run_id, agent=log.head.run.agent, attempt=log.head.attempt, worker=claimer.worker)
             self._dispatch.grant(lease)
             claimer.future.set_result(lease)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import msgspec
 
-from headrace import output_schema
+from headrace import json_schema
 from headrace.errors import ModelOutputInvalid
 from headrace.identity import Owner
 from headrace.models.flight import FREE, Flight
@@ -160,7 +160,7 @@ class ResponseCache:
     async def _keep_what_fits(self, key: Key, entry: _Entry, schema: Mapping[str, Any]) -> None:
         """An answer that does not fit its schema is a failed one."""
         with suppress(ModelOutputInvalid):
-            await asyncio.to_thread(output_schema.parse, entry.recording.text, schema)
+            await asyncio.to_thread(json_schema.parse, entry.recording.text, schema)
             self._keep(key, entry)
 
     def _keep(self, key: Key, entry: _Entry) -> None:

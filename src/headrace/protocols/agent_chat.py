@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from headrace.errors import Cancelled
 from headrace.events import ErrorInfo, Event, RunCancelled, RunCompleted, RunFailed, RunStarted, TextDelta, Unknown
-from headrace.output_schema import check as check_output_schema
+from headrace.json_schema import check as check_output_schema
 from headrace.ports import Run, StartCommand, View
 from headrace.protocols.name import Name
-from headrace.protocols.payload import to_json
+from headrace.protocols.payload import pieces, to_json
 
 CANCELLED = Cancelled().info()
 _MAX_MESSAGE = 200_000
@@ -63,7 +63,7 @@ class AgentChatView:
 
     def frames(self, offset: int, event: Event | Unknown, encoded: bytes) -> Sequence[bytes]:
         if type(event) is TextDelta:
-            return self._tokens(event.delta)
+            return [to_json({"type": "token", "content": piece}) for piece in pieces(event.delta, self._chunk_size)]
         if isinstance(event, RunStarted):
             return (to_json({"type": "start", "message_id": self._message_id}),)
         if isinstance(event, RunCompleted):
@@ -76,12 +76,6 @@ class AgentChatView:
 
     def error(self, error: ErrorInfo) -> bytes:
         return to_json({"type": "error", "message": error.message, "code": error.status})
-
-    def _tokens(self, text: str) -> Sequence[bytes]:
-        size = self._chunk_size
-        if len(text) <= size:
-            return (to_json({"type": "token", "content": text}),) if text else ()
-        return [to_json({"type": "token", "content": text[i : i + size]}) for i in range(0, len(text), size)]
 
 
 def message_id(run: Run) -> str:

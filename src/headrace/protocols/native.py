@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from headrace.events import ErrorInfo, Event, Unknown
-from headrace.output_schema import check as check_output_schema
+from headrace.json_schema import check as check_output_schema
 from headrace.ports import Run, StartCommand, View
 from headrace.protocols.name import Name
 from headrace.protocols.payload import one_line, to_json

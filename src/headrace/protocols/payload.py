@@ -1,5 +1,7 @@
 """JSON payloads that are safe inside one line of a text stream."""
 
+from collections.abc import Sequence
+
 from msgspec.json import Encoder
 
 _encoder = Encoder()
@@ -20,3 +22,10 @@ def one_line(json: bytes) -> bytes:
     return (
         json.replace(b"\xc2\x85", b"\\u0085").replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
     )
+
+
+def pieces(text: str, size: int) -> Sequence[str]:
+    """The text in parts of at most `size` characters; none of an empty one."""
+    if len(text) <= size:
+        return (text,) if text else ()
+    return [text[start : start + size] for start in range(0, len(text), size)]

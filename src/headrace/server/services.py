@@ -10,6 +10,15 @@ from headrace.server.auth import Authenticator, Tickets
 from headrace.server.auth.peer import Network
 from headrace.server.open_streams import OpenStreams
 from headrace.telemetry import Telemetry
+from headrace.toolbox import Toolbox
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """Of `POST /api/batch`."""
+
+    enabled: bool = True
+    max_size: int = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +30,13 @@ class Services:
     limits: Limiter
     open_streams: OpenStreams
     telemetry: Telemetry
+    tools: Toolbox
     ready: Callable[[], Awaitable[bool]]
     """Whether runs can be taken and kept now."""
     models: Callable[[], Collection[str]]
     """Names of the models that a caller may ask for."""
     stream_enabled: bool = True
+    batch: BatchOptions = BatchOptions()
     max_body_bytes: int = 1 << 20
     allowed_origins: frozenset[str] = frozenset()
     """Web origins, besides the server's own, whose pages may open sockets here."""

@@ -7,12 +7,14 @@ from typing import Any, cast
 
 import msgspec
 
-from headrace import output_schema
+from headrace import json_schema
+from headrace.agents.chat.approval import APPROVAL_SECONDS
 from headrace.agents.chat.chat_input import ChatInput, chat_input
 from headrace.agents.chat.past import Past
 from headrace.agents.chat.step import Cost, Step
-from headrace.errors import Interrupted, ModelEmpty, ModelError, ModelOutputInvalid, ToolOutcomeUnknown, TooManySteps
-from headrace.events import AnyEvent, Data, ToolCallResult
+from headrace.agents.chat.tool_use import ToolUse
+from headrace.errors import Interrupted, ModelEmpty, ModelError, ModelOutputInvalid, TooManySteps
+from headrace.events import OUTPUT, AnyEvent, Data
 from headrace.ports import (
     Agent,
     AgentFactory,
@@ -24,10 +26,9 @@ from headrace.ports import (
     ModelUsage,
     Run,
     RunContext,
-    ToolCall,
-    ToolContext,
+    Tool,
 )
-from headrace.tools import Toolbox
+from headrace.toolbox import Toolbox
 from headrace.usage import estimate
 
 MAX_STEPS = 40
@@ -53,6 +54,7 @@ class ChatAgent:
         cost: Cost | None = None,
         on_lost_call: OnLostCall | None = None,
         max_steps: int = MAX_STEPS,
+        approval_seconds: float = APPROVAL_SECONDS,
     ) -> None:
         """`on_lost_call` is told what a call took that was lost with an earlier attempt, before the log tells it."""
         self._model = model
@@ -61,6 +63,7 @@ class ChatAgent:
         self._cost = cost
         self._on_lost_call = on_lost_call
         self._max_steps = max_steps
+        self._approval_seconds = approval_seconds
         self._task: asyncio.Task[Any] | None = None
         self._cancelled = False
         self._heeding = True
@@ -81,13 +84,15 @@ class ChatAgent:
                 await self._value(chat, past.messages[-1].content)  # which may be why it failed, and nobody wrote that
             return
         messages = [*self._opening(chat), *past.messages]
-        async with aclosing(self._run_tools(context.run, past.unanswered, messages, may_have_run=True)) as results:
-            async for result in results:
-                yield result
+        tools = ToolUse(self._tools, context, approval_seconds=self._approval_seconds)
+        offered = self._tools.open_to(context.run.scopes)
+        async with aclosing(tools.run(past.steps, past.unanswered, messages, past=past)) as events_of_tools:
+            async for event in events_of_tools:
+                yield event
         for number in range(past.steps + 1, self._max_steps + 1):
             is_json = chat.output_schema is not None
             step = Step(context, number, self._model.name, cost=self._cost, is_json=is_json)
-            request = self._request(chat, messages)
+            request = self._request(chat, messages, offered)
             if past.begun:
                 request, events = await self._go_on(step, request, past)
                 past = Past()
@@ -104,9 +109,9 @@ class ChatAgent:
             if self._cancelled or not step.wants_tools:
                 return
             messages.append(step.message())
-            async with aclosing(self._run_tools(context.run, step.calls, messages)) as results:
-                async for result in results:
-                    yield result
+            async with aclosing(tools.run(number, step.calls, messages)) as events_of_tools:
+                async for event in events_of_tools:
+                    yield event
         raise TooManySteps
 
     async def _go_on(self, step: Step, request: ModelRequest, past: Past) -> tuple[ModelRequest, Sequence[AnyEvent]]:
@@ -149,41 +154,28 @@ class ChatAgent:
         if not step.finish_reason:
             raise ModelEmpty
 
-    async def _run_tools(
-        self, run: Run, calls: Sequence[ToolCall], messages: list[Message], *, may_have_run: bool = False
-    ) -> AsyncGenerator[ToolCallResult, None]:
-        """One after the other: a result is in the log before the next tool begins, so after a crash only the first
-        call without a result may have run. Raises `ToolOutcomeUnknown` where that one must not run twice."""
-        for call in calls:
-            if may_have_run and not self._tools.may_repeat(call.name):
-                raise ToolOutcomeUnknown
-            may_have_run = False
-            outcome = await self._tools.execute(call, ToolContext(run=run, tool_call_id=call.id))
-            messages.append(Message(role="tool", content=outcome.output, tool_call_id=call.id))
-            yield ToolCallResult(tool_call_id=call.id, output=outcome.output, is_error=outcome.is_error)
-
     async def _output(self, chat: ChatInput, step: Step) -> tuple[Sequence[AnyEvent], ModelOutputInvalid | None]:
         """The value of the last message, where one was asked for, or that it is none."""
         if chat.output_schema is None or step.wants_tools or step.finish_reason in UNCHECKED:
             return (), None
         try:
-            return [Data(name="output", value=await self._value(chat, step.text))], None
+            return [Data(name=OUTPUT, value=await self._value(chat, step.text))], None
         except ModelOutputInvalid as error:
             return (), error
 
     async def _value(self, chat: ChatInput, text: str) -> Any:
         if chat.output_schema is None:
             return None
-        return await asyncio.to_thread(output_schema.parse, text, chat.output_schema)
+        return await asyncio.to_thread(json_schema.parse, text, chat.output_schema)
 
     def _opening(self, chat: ChatInput) -> list[Message]:
         system = [Message(role="system", content=self._system_prompt)] if self._system_prompt else []
         return [*system, *(turn.message() for turn in chat.history), Message(role="user", content=chat.message)]
 
-    def _request(self, chat: ChatInput, messages: Sequence[Message]) -> ModelRequest:
+    def _request(self, chat: ChatInput, messages: Sequence[Message], tools: tuple[Tool, ...]) -> ModelRequest:
         return ModelRequest(
             messages=tuple(messages),
-            tools=self._tools.all,
+            tools=tools,
             max_tokens=chat.max_tokens,
             temperature=chat.temperature,
             output_schema=chat.output_schema,

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from headrace import output_schema
+from headrace import json_schema
 from headrace.errors import InvalidField
 from headrace.ports import Message, Run, ToolCall
 
@@ -38,5 +38,5 @@ def chat_input(run: Run) -> ChatInput:
     except msgspec.ValidationError as error:
         raise InvalidField(f"The input of a chat has a value that is not allowed: {error}.") from error
     if chat.output_schema is not None:
-        output_schema.check(chat.output_schema)
+        json_schema.check(chat.output_schema)
     return chat

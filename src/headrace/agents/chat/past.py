@@ -8,6 +8,8 @@ from headrace.agents.chat.call import Call
 from headrace.events import (
     AttemptStarted,
     Event,
+    InputReceived,
+    InputRequested,
     MessageEnd,
     MessageStart,
     ReasoningDelta,
@@ -31,6 +33,11 @@ class Past:
         self.messages: list[Message] = []
         self.unanswered: list[ToolCall] = []
         """Calls of the last whole message, in order, the first of which may have run."""
+        self.answered = 0
+        """Calls of that message that have a result."""
+        self.asked: dict[str, InputRequested] = {}
+        self.answers: dict[str, InputReceived] = {}
+        """By the id of the request."""
         self.finish_reason = ""
         """Of the last whole message."""
         self.begun = False
@@ -87,6 +94,10 @@ class Past:
         elif isinstance(event, Usage):
             self.usages += 1
             self.unpaid = 0
+        elif isinstance(event, InputRequested):
+            self.asked[event.request_id] = event
+        elif isinstance(event, InputReceived):
+            self.answers[event.request_id] = event
         else:
             self._take_call(event)
 
@@ -120,6 +131,7 @@ class Past:
         state = msgspec.convert(event.provider_state, ModelState) if event.provider_state is not None else None
         self.messages.append(Message(role="assistant", content=event.text, tool_calls=calls, provider_state=state))
         self.unanswered = list(calls)
+        self.answered = 0
         self.begun, self.finish_reason = False, event.finish_reason
         self._void()
         self.steps += 1
@@ -129,4 +141,5 @@ class Past:
         if self._calls.pop(event.tool_call_id, None) is not None:
             return
         self.unanswered = [call for call in self.unanswered if call.id != event.tool_call_id]
+        self.answered += 1
         self.messages.append(Message(role="tool", content=event.output, tool_call_id=event.tool_call_id))

@@ -38,7 +38,20 @@ from headrace.errors import (
 )
 from headrace.events import Event, encode
 from headrace.identity import Owner
-from headrace.ports import Block, Created, FeedEntry, Head, Idempotency, Lease, Run, RunState, Subscribed, Subscriber
+from headrace.ports import (
+    Block,
+    Created,
+    FeedEntry,
+    Head,
+    Idempotency,
+    Input,
+    Lease,
+    Run,
+    RunState,
+    Signal,
+    Subscribed,
+    Subscriber,
+)
 from headrace.position import Position
 
 _TAIL_BYTES = 1 << 18
@@ -111,6 +124,7 @@ class SqliteEngine:
         self._closing = False
         self._timers: list[asyncio.TimerHandle] = []
         self._claiming: dict[str, Claimer] = {}
+        self._creating: dict[str, asyncio.Future[Any]] = {}
 
     @property
     def writable(self) -> bool:
@@ -188,14 +202,28 @@ class SqliteEngine:
             raise self._refused
         if self._full:
             raise StorageFull(retry_after=5)
+        if run.parent_run_id is not None and (known := await self._known_child(run.id)) is not None:
+            return Created(known, new=False)
         create = op.Create(run, first, idempotency)
         created = self._submit(create, urgent=True)
+        self._creating[run.id] = created
         if (claimer := self._dispatch.next_claimer()) is not None:
             self._submit_claim(run.id, claimer)  # in the same transaction: one commit less before the first token
-        result = await created
+        try:
+            result = await created
+        finally:
+            self._creating.pop(run.id, None)
         if isinstance(result, op.Known):
             return Created(await self.head(result.run_id), new=False)
         return Created(result, new=True)
+
+    async def _known_child(self, run_id: str) -> Head | None:
+        """A run that is open, or being made: its claim must not be taken from the worker that has it. One that has
+        ended cannot be claimed; the commit finds it."""
+        if (making := self._creating.get(run_id)) is not None:
+            await asyncio.wait([making])
+        live = self._live.get(run_id)
+        return live.head() if live is not None else None
 
     async def find(self, owner: Owner, idempotency: Idempotency) -> Head | None:
         run_id = await self._reader.known_run(owner, idempotency)
@@ -282,9 +310,15 @@ class SqliteEngine:
                 self._feeds.pop(owner, None)
 
     async def list(
-        self, owner: Owner, *, limit: int, before: str | None = None, state: RunState | None = None
+        self,
+        owner: Owner,
+        *,
+        limit: int,
+        before: str | None = None,
+        state: RunState | None = None,
+        parent: str | None = None,
     ) -> Sequence[Head]:
-        heads = await self._reader.heads(owner, limit, before, state)
+        heads = await self._reader.heads(owner, limit, before, state, parent)
         return [head if head.closed else await self.head(head.run.id) for head in heads]
 
     async def request_cancel(self, run_id: str, by: str) -> Literal["requested", "already", "closed"]:
@@ -295,6 +329,19 @@ class SqliteEngine:
         request = op.RequestCancel(live.no, run_id, by)
         result: Literal["requested", "already", "closed"] = await self._submit(request, urgent=True)
         return result
+
+    async def put_input(self, run_id: str, input: Input) -> Input:
+        live = self._live.get(run_id)
+        if live is None:
+            await self._reader.run(run_id)
+            raise LogClosed
+        known: Input = await self._submit(op.PutInput(live.no, run_id, input), urgent=True)
+        self._dispatch.tell(Signal(run_id, "input"))
+        return known
+
+    async def find_input(self, run_id: str, request_id: str) -> Input | None:
+        live = self._live.get(run_id)
+        return await self._reader.input(live.no, request_id) if live is not None else None
 
     async def delete(self, run_id: str) -> None:
         await self._submit(op.Delete(run_id), urgent=True)
@@ -335,8 +382,8 @@ class SqliteEngine:
             with suppress(StorageFailed):  # then every lease is lost
                 await self._give_up(lease.run_id, lease.attempt)
 
-    def cancellations(self, worker: str) -> AsyncIterator[str]:
-        return self._dispatch.cancellations(worker)
+    def signals(self, worker: str) -> AsyncIterator[Signal]:
+        return self._dispatch.signals(worker)
 
     # reading
 
@@ -551,7 +598,7 @@ class SqliteEngine:
         if claimer.future.done():
             self._give_up(claim.run_id, attempt)
             return
-        lease = Lease(run_id=claim.run_id, attempt=attempt, worker=claimer.worker)
+        lease = Lease(run_id=claim.run_id, agent=live.run.agent, attempt=attempt, worker=claimer.worker)
         self._dispatch.grant(lease)
         claimer.future.set_result(lease)
 
@@ -563,7 +610,7 @@ class SqliteEngine:
                 self._publish(live, [request.event], [request.line], result.block)
                 self._end(live, "cancelled")
             else:
-                self._dispatch.tell_cancel(live.run.id)
+                self._dispatch.tell(Signal(live.run.id, "cancel"))
         if isinstance(result, op.Cancelled):
             return "requested"
         answer: Literal["requested", "already", "closed"] = result

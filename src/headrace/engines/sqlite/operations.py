@@ -17,7 +17,7 @@ from headrace.engines.sqlite.stored import BlockList, checksum
 from headrace.errors import Fenced, IdempotencyMismatch, LogClosed, LogCorrupt, NotFound, RunActive
 from headrace.events import Event, RunCancelled, encode
 from headrace.identity import Owner
-from headrace.ports import Head, Idempotency, Run, RunState
+from headrace.ports import Head, Idempotency, Input, Run, RunState
 
 
 class Ids:
@@ -96,7 +96,7 @@ class NewRun(NamedTuple):
 
 
 class Known(NamedTuple):
-    """The run that an earlier request with the same Idempotency-Key had made."""
+    """The run that an earlier request with the same Idempotency-Key, or with the same id, had made."""
 
     run_id: str
 
@@ -116,10 +116,13 @@ class Create(Operation):
         if self.idempotency is not None and (known := known_run(tx.db, owner, self.idempotency)) is not None:
             return Known(known)
         no = tx.ids.next_run()
-        tx.db.execute(
-            "INSERT INTO runs (no, id, tenant, subject, state, head, record) VALUES (?, ?, ?, ?, 'queued', 1, ?)",
-            (no, self.run.id, owner.tenant, owner.subject, self.record),
-        )
+        inserted = tx.db.execute(
+            "INSERT INTO runs (no, id, tenant, subject, state, head, parent, record)"
+            " VALUES (?, ?, ?, ?, 'queued', 1, ?, ?) ON CONFLICT (id) DO NOTHING",
+            (no, self.run.id, owner.tenant, owner.subject, self.run.parent_run_id, self.record),
+        ).rowcount
+        if not inserted:
+            return Known(self.run.id)
         if self.idempotency is not None:
             tx.db.execute(
                 "INSERT INTO idempotency VALUES (?, ?, ?, ?, ?)",
@@ -268,6 +271,27 @@ class RequestCancel(Operation):
         return Cancelled(block_id)
 
 
+class PutInput(Operation):
+    def __init__(self, run: int, run_id: str, input: Input) -> None:
+        self.run = run
+        self.run_id = run_id
+        self.input = input
+        self.value = msgspec.json.encode(input.value)
+
+    def apply(self, tx: Transaction) -> Input:
+        """The answer that counts."""
+        open_run = tx.db.execute("SELECT 1 FROM runs WHERE no = ? AND ended IS NULL", (self.run,)).fetchone()
+        if open_run is None:
+            raise LogClosed
+        tx.db.execute(
+            "INSERT INTO inputs VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (self.run, self.input.request_id, self.value, self.input.by),
+        )
+        known = known_input(tx.db, self.run, self.input.request_id)
+        assert known is not None
+        return known
+
+
 class Delete(Operation):
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
@@ -281,6 +305,7 @@ class Delete(Operation):
             raise RunActive
         _delete_blocks(tx, no, _block_ids(blocks))
         tx.db.execute("DELETE FROM idempotency WHERE run = ?", (no,))
+        tx.db.execute("DELETE FROM inputs WHERE run = ?", (no,))
         tx.db.execute("DELETE FROM runs WHERE no = ?", (no,))
 
 
@@ -387,3 +412,8 @@ def known_run(db: sqlite3.Connection, owner: Owner, idempotency: Idempotency) ->
     if row[1] != idempotency.fingerprint:
         raise IdempotencyMismatch
     return str(row[0])
+
+
+def known_input(db: sqlite3.Connection, run: int, request_id: str) -> Input | None:
+    row = db.execute("SELECT value, by FROM inputs WHERE run = ? AND request = ?", (run, request_id)).fetchone()
+    return Input(request_id, msgspec.json.decode(row[0]), row[1]) if row is not None else None

@@ -10,12 +10,12 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from headrace.engines.sqlite.operations import HEAD_COLUMNS, known_run, load_head
+from headrace.engines.sqlite.operations import HEAD_COLUMNS, known_input, known_run, load_head
 from headrace.engines.sqlite.schema import open_for_reading
 from headrace.engines.sqlite.stored import BlockList, StoredLines, decode_block, load_consecutive, load_lines
 from headrace.errors import LogCorrupt, NotFound
 from headrace.identity import Owner
-from headrace.ports import FeedEntry, Head, Idempotency, RunState
+from headrace.ports import FeedEntry, Head, Idempotency, Input, RunState
 
 T = TypeVar("T")
 
@@ -60,6 +60,9 @@ class Reader:
         """See `operations.known_run`."""
         return await self._in_thread(lambda db: known_run(db, owner, idempotency))
 
+    async def input(self, run: int, request_id: str) -> Input | None:
+        return await self._in_thread(lambda db: known_input(db, run, request_id))
+
     async def lines(self, run: int, ids: Sequence[int], after: int) -> list[StoredLines]:
         """The events of a run right after `after`, from the rows with these ids. Raises `LogCorrupt`."""
         return await self._in_thread(lambda db: _load_lines(db, run, ids, after))
@@ -68,7 +71,9 @@ class Reader:
         """Up to `limit` blocks of the owner's runs with ids in (`after`, `upto`]."""
         return await self._in_thread(lambda db: _load_feed(db, owner, after, upto, limit))
 
-    async def heads(self, owner: Owner, limit: int, before: str | None, state: RunState | None) -> list[Head]:
+    async def heads(
+        self, owner: Owner, limit: int, before: str | None, state: RunState | None, parent: str | None
+    ) -> list[Head]:
         """Newest first, without those whose record is damaged. Raises `NotFound` where `before` is not a run of the
         owner."""
         below = 2**63 - 1
@@ -79,7 +84,7 @@ class Reader:
             if not rows:
                 raise NotFound
             below = rows[0][0]
-        return await self._in_thread(lambda db: _load_heads(db, owner, below, state, limit))
+        return await self._in_thread(lambda db: _load_heads(db, owner, below, state, limit, parent))
 
     async def feed_floor(self) -> int:
         rows = await self._query("SELECT feed_floor FROM meta", ())
@@ -102,11 +107,15 @@ class Reader:
         return db
 
 
-def _load_heads(db: sqlite3.Connection, owner: Owner, below: int, state: RunState | None, limit: int) -> list[Head]:
+def _load_heads(
+    db: sqlite3.Connection, owner: Owner, below: int, state: RunState | None, limit: int, parent: str | None
+) -> list[Head]:
+    # The children of a run are found by their ids, which are in the index that ids have anyway.
+    family = "parent IS NULL" if parent is None else "parent = ?5 AND id > ?5 || '_' AND id < ?5 || '`'"
     rows = db.execute(
-        f"SELECT {HEAD_COLUMNS} FROM runs WHERE tenant = ?1 AND subject = ?2 AND no < ?3"
+        f"SELECT {HEAD_COLUMNS} FROM runs WHERE {family} AND tenant = ?1 AND subject = ?2 AND no < ?3"
         " AND (?4 IS NULL OR state = ?4) ORDER BY no DESC",
-        (owner.tenant, owner.subject, below, state),
+        (owner.tenant, owner.subject, below, state, *(() if parent is None else (parent,))),
     )
     heads: list[Head] = []
     with closing(rows):

@@ -12,7 +12,7 @@ from pathlib import Path
 from headrace.errors import ConfigurationError
 from headrace.position import new_epoch
 
-VERSION = 1
+VERSION = 2
 
 _TABLES = """
 CREATE TABLE runs (
@@ -27,10 +27,11 @@ CREATE TABLE runs (
   bytes     INTEGER NOT NULL DEFAULT 0,  -- of the kept events, once the run has ended
   ended     REAL,
   cancel_by TEXT,
+  parent    TEXT,
   record    BLOB NOT NULL,               -- ports.Run as JSON
   blocks    BLOB                         -- see stored.BlockList
 ) STRICT;
-CREATE INDEX runs_of_owner ON runs (tenant, subject, no);
+CREATE INDEX runs_of_owner ON runs (tenant, subject, no) WHERE parent IS NULL;  -- children are found by their ids
 CREATE INDEX runs_open ON runs (no) WHERE ended IS NULL;
 CREATE INDEX runs_ended ON runs (ended) WHERE bytes > 0;
 
@@ -53,6 +54,14 @@ CREATE TABLE idempotency (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX idempotency_run ON idempotency (run);
 
+CREATE TABLE inputs (
+  run     INTEGER NOT NULL REFERENCES runs,
+  request TEXT NOT NULL,
+  value   BLOB NOT NULL,                 -- JSON
+  by      TEXT NOT NULL,
+  PRIMARY KEY (run, request)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE meta (
   epoch      TEXT NOT NULL,              -- of feed positions
   indexed    INTEGER NOT NULL,           -- blocks up to this id are in runs.blocks
@@ -61,6 +70,19 @@ CREATE TABLE meta (
 ) STRICT;
 """
 
+_FROM_1 = """
+ALTER TABLE runs ADD COLUMN parent TEXT;
+DROP INDEX runs_of_owner;
+CREATE INDEX runs_of_owner ON runs (tenant, subject, no) WHERE parent IS NULL;
+CREATE TABLE inputs (
+  run     INTEGER NOT NULL REFERENCES runs,
+  request TEXT NOT NULL,
+  value   BLOB NOT NULL,
+  by      TEXT NOT NULL,
+  PRIMARY KEY (run, request)
+) STRICT, WITHOUT ROWID;
+"""
+"""What a file of version 1 lacks."""
 
 _BUSY_SECONDS = 60.0
 """How long a commit waits where somebody else, such as a backup, holds the file."""
@@ -76,7 +98,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if version > VERSION:
             raise ConfigurationError(f"{path.name} was written by a newer Headrace: upgrade, or choose another --data.")
-        if tables and version != VERSION:
+        if tables and version not in (1, VERSION):
             raise ConfigurationError(f"{path.name} is not a log of Headrace: choose another --data directory.")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
@@ -85,6 +107,8 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
             db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {VERSION};")
             db.execute("INSERT INTO meta VALUES (?, 0, 0, 0)", (new_epoch(),))
             db.execute("COMMIT")
+        elif version == 1:
+            db.executescript(f"BEGIN; {_FROM_1} PRAGMA user_version = {VERSION}; COMMIT;")
     except BaseException:
         db.close()
         raise

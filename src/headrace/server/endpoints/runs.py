@@ -3,30 +3,23 @@
 from contextlib import aclosing
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
-from headrace.errors import Draining, InvalidField
+from headrace.errors import InvalidField
 from headrace.events import KIND_OF, TERMINAL
-from headrace.ports import Head, Idempotency, RunState
+from headrace.ports import Head, RunState
 from headrace.position import Position
 from headrace.protocols.native import StartRun
 from headrace.protocols.payload import to_json
 from headrace.server import accept
-from headrace.server.endpoints.parameters import (
-    After,
-    Caller,
-    Door,
-    Kinds,
-    OnDisconnect,
-    RootPath,
-    TokensPerSecond,
-    idempotency,
-)
+from headrace.server.endpoints.parameters import After, Caller, Door, Kinds, RootPath, TokensPerSecond
 from headrace.server.follow import before_restart, check_frame, follow
 from headrace.server.framing import NDJSON, SSE, BlockEncoder
 from headrace.server.run_stream import until_stopped
 from headrace.server.services import Services
+from headrace.server.starting import EVENT_STREAM, JSON, LINES, Starting
 from headrace.server.strict_request import StrictRoute
 
 router = APIRouter(prefix="/api/runs", route_class=StrictRoute, tags=["runs"])
@@ -34,38 +27,25 @@ router = APIRouter(prefix="/api/runs", route_class=StrictRoute, tags=["runs"])
 _ENDS = frozenset(KIND_OF[kind] for kind in TERMINAL)
 
 
+class Answer(BaseModel):
+    """Body of `POST /api/runs/{id}/input`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    request_id: str = Field(min_length=1, max_length=256, description="Of the `input.requested` that is answered.")
+    value: Any = Field(description="What its schema asks for; of an approval, `approved` and maybe a `reason`.")
+
+
 @router.post("", status_code=201, summary="Start a run")
-async def start(
-    request: Request,
-    body: StartRun,
-    principal: Caller,
-    services: Door,
-    root_path: RootPath,
-    idempotency: Annotated[Idempotency | None, Depends(idempotency)],
-    on_disconnect: OnDisconnect = "detach",
-    pace: TokensPerSecond = None,
-) -> Response:
+async def start(body: StartRun, starter: Starting) -> Response:
     """With `Accept: text/event-stream` or `application/x-ndjson` the reply is the run's stream of events."""
-    offered = ["application/json", "text/event-stream", "application/x-ndjson"]
-    media_type = accept.choose(request.headers.get("accept"), offered)
-    if services.open_streams.draining:
-        raise Draining(retry_after=1)
-    streamed = media_type != "application/json"
-    slot = services.limits.stream(principal) if streamed else None  # before there is a run that nobody could follow
-    created = await services.runs.start(principal, body.command(), idempotency)
-    head, protocol = created.head, services.protocols["native"]
-    if not streamed:
-        headers = {"Location": f"{root_path}/api/runs/{head.run.id}", "X-Run-Id": head.run.id}
-        return JSONResponse(describe(head, root_path), 201 if created.new else 200, headers)
-
-    async def cancel() -> None:
-        await services.runs.cancel(principal, head.run.id, by="disconnect")
-
-    framing = SSE if media_type == "text/event-stream" else NDJSON
-    leave = cancel if on_disconnect == "cancel" else None
-    return follow(
-        services, principal, head, protocol, framing, root_path=root_path, on_disconnect=leave, slot=slot, pace=pace
-    )
+    starter.choose(JSON, EVENT_STREAM, LINES)
+    created = await starter.start(body.command())
+    if starter.streams:
+        return starter.stream(starter.services.protocols["native"])
+    run_id = created.head.run.id
+    headers = {"Location": f"{starter.root_path}/api/runs/{run_id}", "X-Run-Id": run_id}
+    return JSONResponse(describe(created.head, starter.root_path), 201 if created.new else 200, headers)
 
 
 @router.get("", summary="List your runs")
@@ -76,8 +56,10 @@ async def list_runs(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     before: Annotated[str | None, Query(max_length=128, description="A run id: the page after it.")] = None,
     state: RunState | None = None,
+    parent: Annotated[str | None, Query(max_length=128, description="The children of this run.")] = None,
 ) -> Response:
-    heads = await services.runs.list(principal, limit=limit + 1, before=before, state=state)
+    """Runs that another run has started are listed with `parent` only."""
+    heads = await services.runs.list(principal, limit=limit + 1, before=before, state=state, parent=parent)
     page = heads[:limit]
     following = page[-1].run.id if len(heads) > limit else None
     return JSONResponse({"runs": [describe(head, root_path) for head in page], "next": following})
@@ -132,6 +114,13 @@ async def cancel(run_id: str, principal: Caller, services: Door, root_path: Root
     outcome = await services.runs.cancel(principal, run_id)
     head = await services.runs.get(principal, run_id)
     return JSONResponse(describe(head, root_path), 202 if outcome == "requested" else 200)
+
+
+@router.post("/{run_id}/input", status_code=202, summary="Answer what a run asks for")
+async def answer(run_id: str, body: Answer, principal: Caller, services: Door) -> Response:
+    """Such as an approval. 409 where it was answered before: the first answer counts."""
+    await services.runs.answer(principal, run_id, body.request_id, body.value)
+    return JSONResponse({"run_id": run_id, "request_id": body.request_id}, 202)
 
 
 @router.delete("/{run_id}", status_code=204, summary="Delete a run that has ended")

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from headrace import output_schema
+from headrace import json_schema
 from headrace.errors import InvalidField, ModelOutputInvalid
-from headrace.output_schema import MAX_PATTERNS, MAX_SIZE, check, parse
+from headrace.json_schema import MAX_PATTERNS, MAX_SIZE, check, parse
 
 MILL = {
     "type": "object",
@@ -152,7 +152,7 @@ def test_a_number_keeps_its_digits_on_the_way_to_the_process() -> None:
 
 @pytest.mark.parametrize(("schema", "text"), [(doubling(60), "1"), (tangled(20), "[" * 60 + "1" + "]" * 60)])
 def test_a_schema_that_never_ends_is_ended(schema: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output_schema, "LONGEST_CHECK", 1.0)
+    monkeypatch.setattr(json_schema, "LONGEST_CHECK", 1.0)
     check(schema)
     with pytest.raises(ModelOutputInvalid) as caught:
         parse(text, schema)

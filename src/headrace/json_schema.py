@@ -1,4 +1,4 @@
-"""Holds what a model says to the JSON Schema that its caller gave.
+"""Holds what a model says to the JSON Schema that its caller gave, and the arguments of a tool to the tool's.
 
 A schema comes from outside, so it gets no chance to do harm: references lead nowhere but into the schema itself,
 patterns are matched in linear time (so they know no look-around and no back-reference), and a schema that may take
@@ -8,6 +8,7 @@ more time than its size says is checked in a process that is ended after `LONGES
 import subprocess
 import sys
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 from urllib.parse import unquote
 
@@ -23,6 +24,9 @@ MAX_PATTERNS = 100
 LONGEST_CHECK = 5.0
 """Seconds."""
 
+_MOST_FAULTS = 20
+_LONGEST_FAULT = 200
+"""Characters: a message has the value in it."""
 _MAX_PATTERN_SIZE = 1024 * 1024
 _MAX_WRITTEN_OUT = 50_000
 _ELSEWHERE = ("$id", "id", "$anchor", "$dynamicRef", "$recursiveRef")
@@ -41,6 +45,17 @@ def check(schema: Mapping[str, Any], pointer: str = "/output_schema") -> None:
         raise _invalid(pointer + _pointer(error.instance_path), _EXPECTED) from error
     except ValueError as error:  # nested too deep, or not JSON
         raise _invalid(pointer, _EXPECTED) from error
+
+
+def validator(schema: Mapping[str, Any]) -> jsonschema_rs.Validator:
+    """For many values of one schema, which is the operator's own. Raises `ValueError` where it is none."""
+    return _validator(schema)
+
+
+def faults(value: Any, schema: jsonschema_rs.Validator) -> list[dict[str, str]]:
+    """What does not fit, as JSON Pointers into the value and what is expected there."""
+    found = islice(schema.iter_errors(value), _MOST_FAULTS)
+    return [{"pointer": _pointer(error.instance_path), "detail": error.message[:_LONGEST_FAULT]} for error in found]
 
 
 def parse(text: str, schema: Mapping[str, Any]) -> Any:
@@ -123,7 +138,7 @@ def _fits_in_time(value: Any, schema: Mapping[str, Any]) -> bool:
     """Raises `ValueError` where that is not known in time."""
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-c", "from headrace.output_schema import _main; _main()"],
+            [sys.executable, "-P", "-c", "from headrace.json_schema import _main; _main()"],
             input=msgspec.json.encode((value, schema)),
             capture_output=True,
             timeout=LONGEST_CHECK,

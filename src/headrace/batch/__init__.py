@@ -1,0 +1,1 @@
+"""Many calls in one: `batch` answers some together, `jobs` works through thousands."""

@@ -1,0 +1,1 @@
+"""Tools: what a model, or a caller, may ask the server to do."""
