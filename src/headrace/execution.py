@@ -199,7 +199,8 @@ class Execution:
         if head.attempt > 1 and head.offset > 1:
             if not agent.resumable:
                 raise Interrupted
-            history = await self._read_log()
+            if agent.resumable != "by itself":
+                history = await self._read_log()
         return RunContext(run=head.run, attempt=self.lease.attempt, history=history, inbox=self._inbox)
 
     async def _read_log(self) -> list[Event | Unknown]:

@@ -217,9 +217,10 @@ class RunLog(Protocol):
         before: str | None = None,
         state: RunState | None = None,
         parent: str | None = None,
+        agent: str | None = None,
     ) -> Sequence[Head]:
-        """Newest first: the runs that have no parent, or the children of `parent`. `before` is a run id; an unknown one
-        raises `NotFound`."""
+        """Newest first: the runs that have no parent, or the children of `parent`; of one `agent`, or all. `before` is a
+        run id; an unknown one raises `NotFound`."""
 
     async def request_cancel(self, run_id: str, by: str) -> Literal["requested", "already", "closed"]:
         """Note durably that the run shall end. A run that no worker has yet is closed in the same commit."""
@@ -393,8 +394,10 @@ class Agent(Protocol):
     release what it holds (upstream connections) within a second.
     """
 
-    resumable: bool
-    """Whether `run` can go on from `RunContext.history` after another worker died."""
+    @property
+    def resumable(self) -> bool | Literal["by itself"]:
+        """Whether `run` can go on from `RunContext.history` after another worker died; `by itself`: without a
+        history, since it reads what it needs of a log that may be long."""
 
     def run(self, context: RunContext) -> AsyncIterator[AgentItem]: ...
 

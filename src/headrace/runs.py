@@ -8,7 +8,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -22,6 +22,7 @@ from headrace.errors import (
     NotFound,
     PositionAhead,
     PositionGone,
+    RunActive,
 )
 from headrace.events import (
     TERMINAL,
@@ -31,6 +32,7 @@ from headrace.events import (
     RunCompleted,
     RunFailed,
     RunStarted,
+    ToolCallResult,
 )
 from headrace.identity import Owner, Principal, is_printable_name
 from headrace.ports import (
@@ -50,6 +52,15 @@ from headrace.ports import (
 )
 from headrace.position import Position, new_epoch, random_letters
 from headrace.usage.admission import Admission
+
+
+_CHILDREN_AT_A_TIME = 200
+
+
+class Outcome(NamedTuple):
+    end: RunCompleted | RunFailed | RunCancelled
+    result: ToolCallResult | None
+    """The last one of the run that was not read before its end."""
 
 
 class Birth:
@@ -97,15 +108,17 @@ class Runs:
         *,
         own: bool = False,
         birth: Birth | None = None,
+        run_id: str | None = None,
     ) -> Created:
         """Commit a new run and queue it. Raises `NotFound` for an unknown agent, and `BudgetExceeded`.
 
-        `own`: the agent is one of the server's. With `birth` it is a child, which is made only once.
+        `own`: the agent is one of the server's. With `birth` it is a child, which is made only once. `run_id` is one
+        that `new_run_id` gave before.
         """
         if command.agent not in (self._own_agents if own else self._agents):
             raise NotFound
         _check_id("conversation_id", command.conversation_id)
-        run = _new_run(principal, command, birth)
+        run = _new_run(principal, command, birth, run_id)
         created = await self._create(run, idempotency, admitted=not own, again=birth is not None and birth.again)
         if birth is not None:
             birth.tell(created.head)
@@ -136,6 +149,10 @@ class Runs:
             return await self._log.head(run_id)
         except NotFound:
             return None
+
+    def has_agent(self, name: str) -> bool:
+        """Whether a caller may start runs of it."""
+        return name in self._agents
 
     async def get(self, principal: Principal, run_id: str) -> Head:
         head = await self._log.head(run_id)
@@ -177,6 +194,17 @@ class Runs:
                 return last
         raise LogCorrupt
 
+    async def outcome(self, head: Head) -> Outcome:
+        """Like `result`, with the result of a run that is the call of a tool: it stands right before the end."""
+        result: ToolCallResult | None = None
+        async for blocks in self._log.read(head.run.id, max(head.offset - 2, 0), live=True):
+            for event in chain.from_iterable(block.events for block in blocks):
+                if isinstance(event, TERMINAL):
+                    return Outcome(event, result)
+                if isinstance(event, ToolCallResult) and not event.preliminary:
+                    result = event
+        raise LogCorrupt
+
     def feed(self, principal: Principal, after: Position | None, *, live: bool) -> AsyncIterator[Sequence[FeedEntry]]:
         """What is committed for all runs of the principal. Without a position it starts now."""
         if after is not None and after.epoch != self._log.feed_epoch:
@@ -195,9 +223,12 @@ class Runs:
         before: str | None = None,
         state: RunState | None = None,
         parent: str | None = None,
+        agent: str | None = None,
     ) -> Sequence[Head]:
         """Without the children of other runs, or, with `parent`, those of one."""
-        return await self._log.list(principal.owner, limit=limit, before=before, state=state, parent=parent)
+        return await self._log.list(
+            principal.owner, limit=limit, before=before, state=state, parent=parent, agent=agent
+        )
 
     async def cancel(
         self, principal: Principal, run_id: str, *, by: str | None = None
@@ -236,14 +267,18 @@ class Runs:
         return found
 
     async def delete(self, principal: Principal, run_id: str) -> None:
-        """Raises `RunActive` while the run has not ended."""
+        """With its children. Raises `RunActive` while one of them has not ended."""
         head = await self.get(principal, run_id)
+        if not head.closed:
+            raise RunActive
+        while children := await self.list(principal, limit=_CHILDREN_AT_A_TIME, parent=head.run.id):
+            await asyncio.gather(*(self.delete(principal, child.run.id) for child in children))
         await self._log.delete(head.run.id)
 
 
-def _new_run(principal: Principal, command: StartCommand, birth: Birth | None) -> Run:
+def _new_run(principal: Principal, command: StartCommand, birth: Birth | None, run_id: str | None) -> Run:
     return Run(
-        id=new_run_id() if birth is None else child_id(birth.parent.id, birth.number),
+        id=run_id or new_run_id() if birth is None else child_id(birth.parent.id, birth.number),
         epoch=new_epoch(),
         owner=principal.owner,
         agent=command.agent,

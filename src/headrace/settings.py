@@ -143,11 +143,13 @@ class Settings(BaseSettings):
         "hands in.",
     )
     sql_url: SecretStr | None = Field(
-        None, description="Database that the tool `sql` reads: `sqlite:///PATH`, `duckdb:///PATH` or `postgresql://...`."
+        None,
+        description="Database that the tool `sql` reads: `sqlite:///PATH`, `duckdb:///PATH` or `postgresql://...`.",
     )
     mcp_servers: SecretStr | None = Field(None, description="MCP servers whose tools are offered, as JSON by name.")
     egress_allow: Annotated[tuple[str, ...], *_JSONList] = Field(
-        (), description="Private networks that `http_fetch` and webhooks may reach (a JSON list), such as `10.1.0.0/16`."
+        (),
+        description="Private networks that `http_fetch` and webhooks may reach (a JSON list), such as `10.1.0.0/16`.",
     )
 
     jwt_secret: SecretStr | None = Field(None, description="Secret of HS256 tokens, at least 32 bytes.")

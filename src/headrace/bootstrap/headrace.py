@@ -15,9 +15,18 @@ from headrace.agents.generator import TextGenerator, generator_agent
 from headrace.agents.tool_call import ToolCallAgent
 from headrace.batch import agent as batch
 from headrace.batch.agent import BatchAgent
+from headrace.batch.jobs import agent as job
+from headrace.batch.jobs import notice
+from headrace.batch.jobs.agent import JobAgent
+from headrace.batch.jobs.file import JobFiles
+from headrace.batch.jobs.notice import NoticeAgent
+from headrace.batch.jobs.service import Jobs
+from headrace.batch.jobs.slots import Slots
 from headrace.bootstrap.auth import auth_config
 from headrace.bootstrap.models import choose_model, names_of
 from headrace.bootstrap.tools import tool_sources
+from headrace.bootstrap.webhook_secret import WebhookSecret
+from headrace.egress import Egress
 from headrace.engines.memory import MemoryEngine
 from headrace.engines.sqlite import SqliteEngine
 from headrace.errors import ConfigurationError, NotFound
@@ -29,6 +38,7 @@ from headrace.models.cache import ResponseCache
 from headrace.ports import Agent, AgentFactory, Engine, Model, Run, Tool, WireProtocol
 from headrace.protocols.agent_chat import AgentChat
 from headrace.protocols.batch import Batch
+from headrace.protocols.batch_job import BatchJob
 from headrace.protocols.native import Native
 from headrace.runs import Runs
 from headrace.server.app import create_app
@@ -45,13 +55,15 @@ from headrace.usage.admission import Admission
 from headrace.usage.budgets import Budgets
 from headrace.usage.ledger import Ledger
 from headrace.usage.prices import Prices
+from headrace.webhook import Webhooks, secret_text
 from headrace.worker import Worker
 
 logger = structlog.get_logger("headrace")
 
-_OWN_NAMES = frozenset({tool_call.NAME, batch.NAME})
+_OWN_NAMES = frozenset({tool_call.NAME, batch.NAME, job.NAME, notice.NAME})
 """Of agents."""
 LEDGER_FILE = "budgets.db"
+JOBS_FOLDER = "batches"
 _TRIM_SECONDS = 60.0
 _GRACE_SECONDS = 3.0
 """For runs that are about to end when the process is told to stop."""
@@ -82,7 +94,13 @@ class Headrace:
         self.telemetry = Telemetry()
         self.engine = engine or _engine(self.settings, self.telemetry)
         chunk_size = self.settings.stream_chunk_size
-        self._protocols: list[WireProtocol] = [Native(), AgentChat(chunk_size), Batch(chunk_size), *protocols]
+        self._protocols: list[WireProtocol] = [
+            Native(),
+            AgentChat(chunk_size),
+            Batch(chunk_size),
+            BatchJob(),
+            *protocols,
+        ]
         self.tools = Toolbox(tools)
         """Those of the settings are added at the start."""
         self._chat_tools = self.tools.only([tool.name for tool in tools])
@@ -97,7 +115,12 @@ class Headrace:
         self._needs_model = "default" not in self._agents
         if self._needs_model:
             self._agents["default"] = self._chat
-        own_agents: dict[str, AgentFactory] = {tool_call.NAME: self._tool_call, batch.NAME: self._batch}
+        own_agents: dict[str, AgentFactory] = {
+            tool_call.NAME: self._tool_call,
+            batch.NAME: self._batch,
+            job.NAME: self._job,
+            notice.NAME: self._notice,
+        }
         self.worker = Worker(
             self.engine,
             self.engine,
@@ -105,12 +128,24 @@ class Headrace:
             telemetry=self.telemetry,
             max_runs=self.settings.max_runs,
             limits=RunLimits(total=self.settings.stream_timeout, idle=self.settings.idle_timeout),
-            coordinators=(batch.NAME,),
+            coordinators=(batch.NAME, job.NAME, notice.NAME),
             on_end=self._admission.end if self._admission is not None else None,
         )
         self.authenticator = Authenticator(auth_config(self.settings))
         self.open_streams = OpenStreams(self.authenticator.still_valid)
         self.runs = Runs(self.engine, self._agents, self._admission, own_agents=own_agents)
+        self.egress = Egress(allow=_networks(self.settings.egress_allow, "HEADRACE_EGRESS_ALLOW"))
+        self._webhooks = Webhooks(self.egress)
+        self._webhook_secret = WebhookSecret(self.settings)
+        self._job_files = JobFiles(self.settings.data / JOBS_FOLDER)
+        self._job_slots = Slots(self.settings.job_slots)
+        self.jobs = Jobs(
+            self.runs,
+            self._job_files,
+            self.egress,
+            concurrency=self.settings.job_concurrency,
+            secret_of=lambda owner: secret_text(self._webhook_secret.of(owner)),
+        )
         services = self._services()
         self.app = create_app(services, version=version("headrace"), lifespan=self._lifespan)
         self._in_process = InProcess(self.app, limits=services.limits, still_valid=self.authenticator.may_go_on)
@@ -126,6 +161,9 @@ class Headrace:
                 await self._ledger.start()
                 stack.push_async_callback(self._ledger.close)
                 await self._admission.reconcile()
+            await self._job_files.delete_orphans(self._is_known)
+            await self.egress.start()
+            stack.push_async_callback(self.egress.close)
             await self._open_tools(stack)
             if self._needs_model:
                 await self._start_model(stack)
@@ -178,6 +216,13 @@ class Headrace:
     def _batch(self, run: Run) -> Agent:
         return BatchAgent(self.runs, self._in_process, timeout=self.settings.batch_timeout)
 
+    def _job(self, run: Run) -> Agent:
+        return JobAgent(self.runs, self._job_files, self._job_slots, may_go_on=self.authenticator.may_go_on)
+
+    def _notice(self, run: Run) -> Agent:
+        secret = self._webhook_secret.of(run.owner)
+        return NoticeAgent(self.runs, self._webhooks, self.jobs.describe, secret=secret)
+
     def _chat(self, run: Run) -> Agent:
         """What stands around the model is put there for each run: the owner's part of the cache, the run's budget."""
         assert self.model is not None
@@ -193,6 +238,13 @@ class Headrace:
             cost=self.prices.dollars,
             on_lost_call=account.recover if account is not None else None,
         )
+
+    async def _is_known(self, run_id: str) -> bool:
+        try:
+            await self.engine.head(run_id)
+        except NotFound:
+            return False
+        return True
 
     async def _is_open(self, run_id: str) -> bool:
         try:
@@ -211,14 +263,20 @@ class Headrace:
             open_streams=self.open_streams,
             telemetry=self.telemetry,
             tools=self.tools,
+            jobs=self.jobs,
             ready=self._ready,
             models=lambda: (self.model.name,) if self.model is not None else (),
             stream_enabled=settings.stream_enabled,
-            batch=BatchOptions(enabled=settings.batch_enabled, max_size=settings.batch_max_size),
+            batch=BatchOptions(
+                enabled=settings.batch_enabled,
+                max_size=settings.batch_max_size,
+                max_lines=settings.job_max_items,
+                max_bytes=settings.job_max_bytes,
+            ),
             max_body_bytes=settings.max_body_bytes,
             allowed_origins=settings.allowed_origins,
             metrics_public=is_loopback(settings.host),
-            trusted_proxies=_networks(settings.trusted_proxies),
+            trusted_proxies=_networks(settings.trusted_proxies, "HEADRACE_TRUSTED_PROXIES"),
         )
 
     async def _ready(self) -> bool:
@@ -263,11 +321,11 @@ def _check_names(agents: Collection[str]) -> None:
             raise ConfigurationError(f"The name of an agent is 1 to 128 printable ASCII characters, not {name!r:.200}.")
 
 
-def _networks(texts: Sequence[str]) -> tuple[Network, ...]:
+def _networks(texts: Sequence[str], variable: str) -> tuple[Network, ...]:
     try:
         return tuple(ip_network(text) for text in texts)
     except ValueError as error:
-        raise ConfigurationError(f"HEADRACE_TRUSTED_PROXIES: {error}. Give networks such as 10.0.0.0/8.") from error
+        raise ConfigurationError(f"{variable}: {error}. Give networks such as 10.0.0.0/8.") from error
 
 
 async def _stop(task: "asyncio.Task[None]") -> None:

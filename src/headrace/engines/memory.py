@@ -172,11 +172,14 @@ class MemoryEngine:
         before: str | None = None,
         state: RunState | None = None,
         parent: str | None = None,
+        agent: str | None = None,
     ) -> Sequence[Head]:
         heads = [
             log.head
             for log in reversed(self._logs.values())
-            if log.head.run.owner == owner and log.head.run.parent_run_id == parent
+            if log.head.run.owner == owner
+            and log.head.run.parent_run_id == parent
+            and agent in (None, log.head.run.agent)
         ]
         if before is not None:
             ids = [head.run.id for head in heads]

@@ -80,7 +80,11 @@ class AgentChatView:
 
 def message_id(run: Run) -> str:
     """Derived, so that every reader of a run is told the same one."""
-    return f"msg_{run.id.removeprefix('run_')}"
+    return message_id_of(run.id)
+
+
+def message_id_of(run_id: str) -> str:
+    return f"msg_{run_id.removeprefix('run_')}"
 
 
 def answer(run: Run, completed: RunCompleted) -> dict[str, str]:

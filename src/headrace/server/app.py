@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
 from headrace.server import problem
-from headrace.server.endpoints import batch, chat, feed, health, runs, tickets, tools
+from headrace.server.endpoints import batch, batches, chat, feed, health, runs, tickets, tools
 from headrace.server.middleware import RequestLog
 from headrace.server.services import Services
 from headrace.server.websocket import router as websocket
@@ -33,6 +33,7 @@ def create_app(services: Services, *, version: str, lifespan: Lifespan | None = 
     app = Door(services, version=version, lifespan=lifespan)
     app.include_router(chat.router)
     app.include_router(batch.router)
+    app.include_router(batches.router)
     app.include_router(runs.router)
     app.include_router(tools.router)
     app.include_router(feed.router)

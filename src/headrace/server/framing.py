@@ -61,6 +61,24 @@ class NewlineDelimitedJSON:
         return b""
 
 
+class LinesOnly:
+    """Payloads, one a line, as a file has them: not to be resumed."""
+
+    media_type = "application/jsonl"
+    ping = b""
+    goodbye = b""
+
+    def frame(self, position: bytes, payload: bytes) -> bytes:
+        return payload + b"\n"
+
+    def bare(self, payload: bytes) -> bytes:
+        return payload + b"\n"
+
+    def opening(self, retry_ms: int) -> bytes:
+        return b""
+
+
+LINES_ONLY: Framing = LinesOnly()
 SSE: Framing = ServerSentEvents()
 NDJSON: Framing = NewlineDelimitedJSON()
 

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from headrace.batch.jobs.service import Jobs
 from headrace.limits import Limiter
 from headrace.ports import WireProtocol
 from headrace.runs import Runs
@@ -15,10 +16,12 @@ from headrace.toolbox import Toolbox
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOptions:
-    """Of `POST /api/batch`."""
+    """`max_size`: items of one `POST /api/batch`; the others are those of a job's file."""
 
     enabled: bool = True
     max_size: int = 10
+    max_lines: int = 50_000
+    max_bytes: int = 200 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,7 @@ class Services:
     open_streams: OpenStreams
     telemetry: Telemetry
     tools: Toolbox
+    jobs: Jobs
     ready: Callable[[], Awaitable[bool]]
     """Whether runs can be taken and kept now."""
     models: Callable[[], Collection[str]]

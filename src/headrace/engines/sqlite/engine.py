@@ -317,8 +317,9 @@ class SqliteEngine:
         before: str | None = None,
         state: RunState | None = None,
         parent: str | None = None,
+        agent: str | None = None,
     ) -> Sequence[Head]:
-        heads = await self._reader.heads(owner, limit, before, state, parent)
+        heads = await self._reader.heads(owner, limit, before, state, parent, agent)
         return [head if head.closed else await self.head(head.run.id) for head in heads]
 
     async def request_cancel(self, run_id: str, by: str) -> Literal["requested", "already", "closed"]:

@@ -72,7 +72,13 @@ class Reader:
         return await self._in_thread(lambda db: _load_feed(db, owner, after, upto, limit))
 
     async def heads(
-        self, owner: Owner, limit: int, before: str | None, state: RunState | None, parent: str | None
+        self,
+        owner: Owner,
+        limit: int,
+        before: str | None,
+        state: RunState | None,
+        parent: str | None,
+        agent: str | None,
     ) -> list[Head]:
         """Newest first, without those whose record is damaged. Raises `NotFound` where `before` is not a run of the
         owner."""
@@ -84,7 +90,7 @@ class Reader:
             if not rows:
                 raise NotFound
             below = rows[0][0]
-        return await self._in_thread(lambda db: _load_heads(db, owner, below, state, limit, parent))
+        return await self._in_thread(lambda db: _load_heads(db, owner, below, state, limit, parent, agent))
 
     async def feed_floor(self) -> int:
         rows = await self._query("SELECT feed_floor FROM meta", ())
@@ -108,14 +114,21 @@ class Reader:
 
 
 def _load_heads(
-    db: sqlite3.Connection, owner: Owner, below: int, state: RunState | None, limit: int, parent: str | None
+    db: sqlite3.Connection,
+    owner: Owner,
+    below: int,
+    state: RunState | None,
+    limit: int,
+    parent: str | None,
+    agent: str | None,
 ) -> list[Head]:
     # The children of a run are found by their ids, which are in the index that ids have anyway.
-    family = "parent IS NULL" if parent is None else "parent = ?5 AND id > ?5 || '_' AND id < ?5 || '`'"
+    family = "parent IS NULL" if parent is None else "parent = ?6 AND id > ?6 || '_' AND id < ?6 || '`'"
     rows = db.execute(
         f"SELECT {HEAD_COLUMNS} FROM runs WHERE {family} AND tenant = ?1 AND subject = ?2 AND no < ?3"
-        " AND (?4 IS NULL OR state = ?4) ORDER BY no DESC",
-        (owner.tenant, owner.subject, below, state, *(() if parent is None else (parent,))),
+        " AND (?4 IS NULL OR state = ?4) AND (?5 IS NULL OR json_extract(CAST(record AS TEXT), '$.agent') = ?5)"
+        " ORDER BY no DESC",
+        (owner.tenant, owner.subject, below, state, agent, *(() if parent is None else (parent,))),
     )
     heads: list[Head] = []
     with closing(rows):

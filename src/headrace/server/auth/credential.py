@@ -11,7 +11,7 @@ MAX_LENGTH = 8192
 """Characters of a credential."""
 
 _CREDENTIAL = re.compile(rb"[\x21-\x7e]{1,%d}" % MAX_LENGTH)
-_SECRET_PARAMETERS = {b"access_token", b"api_key", b"ticket", b"token"}
+_SECRET_PARAMETERS = {b"access_token", b"api_key", b"ticket", b"token", b"webhook"}
 
 
 def presented(headers: Sequence[tuple[bytes, bytes]]) -> str | None:

@@ -72,13 +72,19 @@ async def event_kinds(
 
 async def idempotency(request: Request) -> Idempotency | None:
     """The key with a digest of what is asked. Call it after the body was read."""
-    key = request.headers.get("idempotency-key")
+    key = idempotency_key(request)
     if key is None:
         return None
-    if not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
-        raise InvalidIdempotencyKey
     asked = b"\n".join([request.method.encode(), request.url.path.encode(), await request.body()])
     return Idempotency(key, hashlib.sha256(asked).hexdigest())
+
+
+def idempotency_key(request: Request) -> str | None:
+    """Raises `InvalidIdempotencyKey`."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
+        raise InvalidIdempotencyKey
+    return key
 
 
 Caller = Annotated[Principal, Depends(caller)]

@@ -60,9 +60,9 @@ async def list_runs(
 ) -> Response:
     """Runs that another run has started are listed with `parent` only."""
     heads = await services.runs.list(principal, limit=limit + 1, before=before, state=state, parent=parent)
-    page = heads[:limit]
-    following = page[-1].run.id if len(heads) > limit else None
-    return JSONResponse({"runs": [describe(head, root_path) for head in page], "next": following})
+    shown = heads[:limit]
+    following = shown[-1].run.id if len(heads) > limit else None
+    return JSONResponse({"runs": [describe(head, root_path) for head in shown], "next": following})
 
 
 @router.get("/{run_id}", summary="Look at a run")
@@ -99,7 +99,7 @@ async def events(
     await check_frame(services, head, protocol, after)
     after = await before_restart(services, head, protocol, after)
     if media_type == "application/json":
-        return await _page(services, head, view, after, kinds, limit)
+        return await page(services, head, view, after, kinds, limit)
     if media_type == "text/event-stream" and head.closed and after == Position(head.run.epoch, head.offset):
         return Response(status_code=204)  # tells an EventSource to stop coming back
     framing = SSE if media_type == "text/event-stream" else NDJSON
@@ -148,7 +148,7 @@ def describe(head: Head, root_path: str) -> dict[str, Any]:
     }
 
 
-async def _page(
+async def page(
     services: Services, head: Head, view: str, after: Position | None, kinds: frozenset[str] | None, limit: int
 ) -> Response:
     """Up to `limit` frames, in a list; `next` is where the following page starts. `end`: none will ever follow."""
@@ -168,9 +168,9 @@ async def _page(
         upto, over = encoder.stopped_at, True
     else:
         over = head.closed and upto.offset == head.offset
-    page = lines[:limit]
-    following = _line_position(page[-1]) if len(lines) > limit else str(upto)
-    fields = (b",".join(page), to_json(following), to_json(over and len(lines) <= limit))
+    shown = lines[:limit]
+    following = _line_position(shown[-1]) if len(lines) > limit else str(upto)
+    fields = (b",".join(shown), to_json(following), to_json(over and len(lines) <= limit))
     return Response(b'{"events":[%b],"next":%b,"end":%b}' % fields, media_type="application/json")
 
 

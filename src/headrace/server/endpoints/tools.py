@@ -7,10 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
 from headrace.errors import InvalidField, NotFound
-from headrace.events import ToolCallResult
-from headrace.ports import Head, StartCommand, Tool
+from headrace.ports import StartCommand, Tool
 from headrace.protocols.payload import to_json
-from headrace.runs import Runs
 from headrace.server.endpoints.parameters import Caller, Door
 from headrace.server.starting import EVENT_STREAM, JSON, LINES, Starting
 from headrace.server.strict_request import StrictRoute
@@ -47,18 +45,10 @@ async def execute(name: str, body: Execute, starter: Starting) -> Response:
     end = await starter.end()
     if isinstance(end, Response):
         return end
-    result = await _result(services.runs, starter.head)
-    return Response(b'{"result":%b}' % result, headers=starter.headers(protocol), media_type=JSON)
-
-
-async def _result(runs: Runs, head: Head) -> bytes:
-    """JSON. The result stands right before the end of the log."""
-    async for blocks in runs.follow(head, live=True):
-        for block in blocks:
-            for event in block.events:
-                if isinstance(event, ToolCallResult) and not event.preliminary:
-                    return event.output.encode() if event.is_json else to_json(event.output)
-    raise NotFound  # deleted meanwhile
+    result = (await services.runs.outcome(starter.head)).result
+    assert result is not None
+    output = result.output.encode() if result.is_json else to_json(result.output)
+    return Response(b'{"result":%b}' % output, headers=starter.headers(protocol), media_type=JSON)
 
 
 def _describe(tool: Tool) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class HttpConnection(HttpToolsProtocol):
     # With more than 30 attributes CPython stops sharing the keys of a class's instances: 1.5 KiB per connection.
     __slots__ = (
         "_active",
+        "_body_bytes",
         "_deadlines",
         "_head_size",
         "_overdue",
@@ -68,6 +69,8 @@ class HttpConnection(HttpToolsProtocol):
         self._parsed = False
         """Whether the parser got to the end of something in this read."""
         self._unparsed = 0
+        self._body_bytes = 0
+        """Since its deadline was set."""
         self._active: RequestResponseCycle | None = None
         """The request that is being answered; uvicorn's `cycle` is the last one that was received."""
         self._overdue: asyncio.TimerHandle | None = None
@@ -167,6 +170,7 @@ class HttpConnection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._parsed = True
+        self._body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -230,6 +234,7 @@ class HttpConnection(HttpToolsProtocol):
         if self._phase is Phase.HEAD and not self.answering:
             self._overdue = self.loop.call_later(self._deadlines.head, self._head_overdue)
         elif self._phase is Phase.BODY and self._active is self.cycle:
+            self._body_bytes = 0
             self._overdue = self.loop.call_later(self._deadlines.body, self._body_overdue)
 
     def _on_time(self) -> None:
@@ -245,8 +250,12 @@ class HttpConnection(HttpToolsProtocol):
             self._refuse(RequestTimeout())
 
     def _body_overdue(self) -> None:
+        """A large body that comes in a steady stream has as long again."""
         self._overdue = None
-        self._refuse(RequestTimeout())
+        if self._body_bytes >= self._deadlines.body * self._deadlines.body_rate:
+            self._watch()
+        else:
+            self._refuse(RequestTimeout())
 
     def _watch_reader(self) -> None:
         unsent = self.transport.get_write_buffer_size()

@@ -13,7 +13,9 @@ class Deadlines:
     head: float = 10.0
     """From the connect, or from the first byte of a later request, to the end of the headers."""
     body: float = 30.0
-    """From the end of the headers to the end of the body."""
+    """From the end of the headers to the end of the body; again and again for one that comes at `body_rate`."""
+    body_rate: float = 65_536.0
+    """Bytes a second."""
     write: float = 30.0
     """How long a peer may leave unread what it was sent."""
     keep_alive: int = 75
