@@ -7,10 +7,21 @@ if TYPE_CHECKING:
     from headrace.bootstrap import Headrace, agent
     from headrace.client import AsyncClient, Client
     from headrace.errors import HeadraceError
-    from headrace.ports import RunContext
+    from headrace.ports import RunContext, ToolContext
     from headrace.settings import Settings
+    from headrace.tools.function import tool
 
-__all__ = ["AsyncClient", "Client", "Headrace", "HeadraceError", "RunContext", "Settings", "agent"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Headrace",
+    "HeadraceError",
+    "RunContext",
+    "Settings",
+    "ToolContext",
+    "agent",
+    "tool",
+]
 
 _HOMES = {
     "AsyncClient": "client",
@@ -19,7 +30,9 @@ _HOMES = {
     "HeadraceError": "errors",
     "RunContext": "ports",
     "Settings": "settings",
+    "ToolContext": "ports",
     "agent": "bootstrap",
+    "tool": "tools.function",
 }
 """Loaded when they are first asked for: who imports the client does not load a server."""
 

@@ -259,8 +259,8 @@ class Egress:
             parsed = URL(text) if base is None else base.join(URL(text))
             url = parsed.with_fragment(None)
             has_user = url.raw_user is not None or url.raw_password is not None
-        except ValueError:
-            raise URLDenied from None  # its text holds parts of the URL
+        except Exception:  # not only ValueError: yarl stumbles over some texts, such as `http://[]@`
+            raise URLDenied from None  # the cause would hold parts of the URL
         if url.scheme not in ("http", "https") or has_user or not self._is_host(url.raw_host):
             raise URLDenied
         return url

@@ -72,6 +72,9 @@ class Toolbox:
         slots = asyncio.Semaphore(tool.concurrency) if tool.concurrency is not None else None
         self._entries[tool.name] = _Entry(tool, arguments, slots)
 
+    def remove(self, name: str) -> None:
+        del self._entries[name]
+
     def only(self, names: Collection[str]) -> "Toolbox":
         """A part of it, which shares its limits with the whole. Raises `ConfigurationError` for a name it has not."""
         part = Toolbox()
