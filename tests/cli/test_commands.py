@@ -12,6 +12,7 @@ from headrace.cli.commands import app
 COMMANDS = [
     *[["serve"], ["ask"], ["index"], ["check"], ["fake-provider"]],
     *[["runs", name] for name in ("list", "show", "tail", "replay", "cancel")],
+    *[["batch", name] for name in ("run", "list", "show", "results", "retry", "cancel")],
     *[["token"], ["token", "key"], ["token", "list"], ["token", "disable"]],
 ]
 
@@ -23,7 +24,7 @@ def described() -> dict[str, str]:
 
 
 def test_every_command_is_described() -> None:
-    assert {" ".join(path) for path in COMMANDS} | {"runs"} == described().keys()
+    assert {" ".join(path) for path in COMMANDS} | {"runs", "batch"} == described().keys()
     for text in described().values():
         assert re.search(r"^[A-Z].*\.$", text, re.MULTILINE)
 

@@ -186,8 +186,10 @@ Start = Callable[..., Any]
 
 
 def settings(data: Path, **more: Any) -> Settings:
-    """Whatever the environment of the test says, no model is looked for."""
-    return Settings(**{"data": data, "engine": "memory", "discover": False, "model": "demo:echo", **more})
+    """Whatever the environment of the test says, no model is looked for. Without tools, since `search` reads documents
+    at each start."""
+    defaults = {"data": data, "engine": "memory", "discover": False, "model": "demo:echo", "tools": ()}
+    return Settings(**{**defaults, **more})
 
 
 def parse_sse(body: bytes) -> list[Frame]:

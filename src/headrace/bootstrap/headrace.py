@@ -103,6 +103,7 @@ class Headrace:
         ]
         self.tools = Toolbox(tools)
         """Those of the settings are added at the start."""
+        self._own_tools = tuple(tools)
         self._chat_tools = self.tools.only([tool.name for tool in tools])
         self.model: Model | None = None
         """Chosen at the start, where the chat agent is used."""
@@ -204,9 +205,13 @@ class Headrace:
         stack.push_async_callback(started.close)
 
     async def _open_tools(self, stack: AsyncExitStack) -> None:
-        for source in tool_sources(self.settings):
+        """A tool that the program has handed in takes the place of one of that name."""
+        own = {tool.name for tool in self._own_tools}
+        for source in tool_sources(self.settings, self.egress):
             for tool in await stack.enter_async_context(source()):
-                self.tools.add(tool)
+                if tool.name not in own:
+                    self.tools.add(tool)
+                    stack.callback(self.tools.remove, tool.name)
         if (names := self.settings.chat_tools) is not None:
             self._chat_tools = self.tools.only(names)
 

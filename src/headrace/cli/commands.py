@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from cyclopts import App
 
-from headrace.cli import runs
+from headrace.cli import batch, runs
 from headrace.cli.ask import ask
 
 app = App(
@@ -18,6 +18,7 @@ app = App(
 app.command("headrace.cli.serve:serve", help="Serve agents over HTTP and WebSocket.")
 app.command(ask)
 app.command(runs.app)
+app.command(batch.app)
 app.command(
     "headrace.cli.index:index",
     help="Index a folder of documents, which the demo model then quotes.\n\nOnly what has changed is read again.",

@@ -32,7 +32,8 @@ def complain(error: HeadraceError) -> None:
     """The one line that an error is."""
     _to_stderr(f"headrace: {error.message}", "red")
     for fault in error.extra.get("errors", ()):
-        where = fault.get("pointer") or fault.get("parameter", "")
+        line = f"line {fault['line']}:" if "line" in fault else ""
+        where = line or fault.get("pointer") or fault.get("parameter", "")
         _to_stderr(f"  {where} {fault.get('detail', '')}", "red")
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from headrace.errors import BY_CODE, HeadraceError, UnexpectedAnswer, Unreachable
+from headrace.errors import BY_CODE, AuthRevoked, Draining, HeadraceError, UnexpectedAnswer, Unreachable
 from headrace.events import AnyEvent, ErrorInfo, Unknown, decode
 
 _BEHIND_A_PROXY = frozenset({502, 503, 504})
@@ -71,7 +71,11 @@ class _FeedData(msgspec.Struct, frozen=True):
 
 
 class _InBand(msgspec.Struct, frozen=True):
-    error: ErrorInfo
+    """`error` in the native view; in a view that has a status only, `message` and `code`."""
+
+    error: ErrorInfo | None = None
+    message: str = ""
+    code: int = 500
 
 
 def event_of(position: str, data: bytes) -> LoggedEvent:
@@ -85,7 +89,11 @@ def feed_item(position: str, data: bytes) -> FeedItem:
 
 def in_band_error(data: bytes) -> HeadraceError:
     """The error that ends a stream without being in the log, such as a credential that was revoked."""
-    return error_of(msgspec.json.decode(data, type=_InBand).error)
+    told = msgspec.json.decode(data, type=_InBand)
+    if told.error is not None:
+        return error_of(told.error)
+    by_status = {cls.status: cls for cls in (AuthRevoked, Draining)}
+    return by_status.get(told.code, HeadraceError)(told.message)
 
 
 def error_of(info: ErrorInfo) -> HeadraceError:

@@ -1,13 +1,17 @@
 """The client."""
 
 import secrets
-from collections.abc import AsyncGenerator, Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
+
 from headrace.client.answers import FeedItem, RunInfo, RunPage, feed_item
 from headrace.client.connection import Connection
+from headrace.client.job_handle import JobHandle, JobInfo, JobPage
 from headrace.client.run_handle import RunHandle
 from headrace.errors import Unreachable
 
@@ -106,6 +110,49 @@ class AsyncClient:
         async with aclosing(run.text()) as texts:
             async for text in texts:
                 yield text
+
+    async def batch(self, requests: Sequence[Mapping[str, Any]], *, idempotency_key: str | None = None) -> list[Any]:
+        """Several calls at once: their responses, in the same order. One that failed has an `error`, not a `body`."""
+        headers = {"Idempotency-Key": secrets.token_hex(16) if idempotency_key is None else idempotency_key}
+        answer = await self._connection.request(
+            "POST", "/api/batch", dict[str, Any], body={"requests": requests}, headers=headers
+        )
+        responses: list[Any] = answer["responses"]
+        return responses
+
+    async def start_job(
+        self,
+        operations: Path | Iterable[Mapping[str, Any]],
+        *,
+        concurrency: int | None = None,
+        rate: float | None = None,
+        name: str | None = None,
+        webhook: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> JobHandle:
+        """A batch job of the operations in a file of JSON lines, or of those given here. Like `start`, it is made once
+        however often it has to be sent."""
+        options = {"concurrency": concurrency, "rate": rate, "name": name, "webhook": webhook}
+        query = {option: str(value) for option, value in options.items() if value is not None}
+        headers = {"Idempotency-Key": secrets.token_hex(16) if idempotency_key is None else idempotency_key}
+        file = operations if isinstance(operations, Path) else b"\n".join(map(msgspec.json.encode, operations))
+        info = await self._connection.request("POST", "/api/batches", JobInfo, query=query, file=file, headers=headers)
+        return self.job(info.id)
+
+    def job(self, job_id: str) -> JobHandle:
+        """The batch job with this id."""
+        return JobHandle(self._connection, job_id)
+
+    async def jobs(self) -> AsyncGenerator[JobInfo, None]:
+        """Your batch jobs, the newest first, read page by page as you go on."""
+        query: dict[str, str] = {}
+        while True:
+            page = await self._connection.request("GET", "/api/batches", JobPage, query=query)
+            for info in page.batches:
+                yield info
+            if page.next is None:
+                return
+            query["before"] = page.next
 
     async def feed(
         self, after: str | None = None, *, kinds: Collection[str] | None = None

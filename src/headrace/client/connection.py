@@ -2,7 +2,8 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import IO, Any, TypeVar
 
 import aiohttp
 import msgspec
@@ -45,18 +46,26 @@ class Connection:
         *,
         query: Mapping[str, str] | None = None,
         body: Any = None,
+        file: Path | bytes | None = None,
         headers: Mapping[str, str] | None = None,
         patience: float | None = None,
     ) -> T:
-        """The JSON of the reply. Raises the error that the server tells, `Unreachable`, or `UnexpectedAnswer`."""
+        """The JSON of the reply. Raises the error that the server tells, `Unreachable`, or `UnexpectedAnswer`.
+
+        `body` is sent as JSON; a `file` as lines of JSON, for which there is no time limit.
+        """
         waiting = Patience(self._patience if patience is None else patience)
         data = None if body is None else msgspec.json.encode(body)
+        timeout = self._timeout if file is None else self._stream_timeout
         head = {"Accept": "application/json", **(headers or {})}
         if data is not None:
             head["Content-Type"] = "application/json"
+        elif file is not None:
+            head["Content-Type"] = "application/jsonl"
         while True:
             try:
-                async with self._sent(method, path, query, head, data, self._timeout) as response:
+                content = data if file is None else _content(file)
+                async with self._sent(method, path, query, head, content, timeout) as response:
                     return _decoded(await response.read(), answer)
             except HeadraceError as error:
                 await waiting.wait(error)
@@ -111,7 +120,7 @@ class Connection:
         path: str,
         query: Mapping[str, str] | None,
         headers: Mapping[str, str],
-        data: bytes | None,
+        data: bytes | IO[bytes] | None,
         timeout: aiohttp.ClientTimeout,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A response that is no error. No redirect is followed: a credential goes where it was meant to go only."""
@@ -151,6 +160,11 @@ async def _frames(
         if parser.comments > comments:
             comments = parser.comments
             waiting.progressed()
+
+
+def _content(file: Path | bytes) -> bytes | IO[bytes]:
+    """Opened anew for each attempt; aiohttp closes it."""
+    return file.open("rb") if isinstance(file, Path) else file
 
 
 def _decoded(body: bytes, answer: type[T]) -> T:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from headrace.client.async_client import DEFAULT_URL, AsyncClient
+from headrace.client.job_handle import JobHandle
 from headrace.client.run_handle import RunHandle
 
 A = TypeVar("A")
@@ -118,14 +119,39 @@ class SyncRunHandle(_Face):
     delete = _call(RunHandle.delete)
 
 
+class SyncJobHandle(_Face):
+    """`JobHandle` without `await`."""
+
+    _inner: JobHandle
+
+    @property
+    def id(self) -> str:
+        return self._inner.id
+
+    info = _call(JobHandle.info)
+    follow = _each(JobHandle.follow)
+    results = _each(JobHandle.results)
+    cancel = _call(JobHandle.cancel)
+    delete = _call(JobHandle.delete)
+
+    def retry(self, *, idempotency_key: str | None = None) -> "SyncJobHandle":
+        """A new job of the operations that did not succeed."""
+        inner = self._thread.run(lambda: self._inner.retry(idempotency_key=idempotency_key))
+        return SyncJobHandle(inner, self._thread)
+
+
+H = TypeVar("H")
+S = TypeVar("S", bound=_Face)
+
+
 def _handle(
-    method: Callable[Concatenate[A, P], Awaitable[RunHandle]],
-) -> Callable[Concatenate[_Face, P], SyncRunHandle]:
+    method: Callable[Concatenate[A, P], Awaitable[H]], handle_type: Callable[[H, _LoopThread], S]
+) -> Callable[Concatenate[_Face, P], S]:
     call = _call(method)
 
     @functools.wraps(method)
-    def handle(face: _Face, /, *args: P.args, **kwargs: P.kwargs) -> SyncRunHandle:
-        return SyncRunHandle(call(face, *args, **kwargs), face._thread)
+    def handle(face: _Face, /, *args: P.args, **kwargs: P.kwargs) -> S:
+        return handle_type(call(face, *args, **kwargs), face._thread)
 
     return handle
 
@@ -168,7 +194,15 @@ class Client(_Face):
         return SyncRunHandle(self._inner.run(run_id), self._thread)
 
     ready = _call(AsyncClient.ready)
-    start = _handle(AsyncClient.start)
+
+    def job(self, job_id: str) -> SyncJobHandle:
+        """The batch job with this id."""
+        return SyncJobHandle(self._inner.job(job_id), self._thread)
+
+    start = _handle(AsyncClient.start, SyncRunHandle)
+    batch = _call(AsyncClient.batch)
+    start_job = _handle(AsyncClient.start_job, SyncJobHandle)
+    jobs = _each(AsyncClient.jobs)
     runs = _each(AsyncClient.runs)
     ask = _call(AsyncClient.ask)
     stream = _each(AsyncClient.stream)

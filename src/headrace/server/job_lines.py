@@ -6,7 +6,7 @@ file is looked through before anything is started.
 
 import hashlib
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,6 +29,8 @@ from headrace.server import strict_json
 from headrace.server.endpoints.tools import Execute
 from headrace.server.problem import field_error
 from headrace.server.services import Services
+
+M = TypeVar("M", bound=BaseModel)
 
 _MOST_FAULTS = 20
 _CHAT, _RUNS = "/api/agent/chat", "/api/runs"
@@ -117,7 +119,7 @@ class JobLines:
 
     def _run(self, line: JobLine, id: str, body_type: type[ChatRequest] | type[StartRun]) -> Operation:
         _check_method(line)
-        command = body_type.model_validate(line.body).command()
+        command = _body(body_type, line).command()
         if not self._services.runs.has_agent(command.agent):
             raise NotFound("there is no such agent")
         return Operation(
@@ -130,12 +132,20 @@ class JobLines:
 
     def _tool(self, line: JobLine, id: str, name: str) -> Operation:
         _check_method(line)
-        parameters = Execute.model_validate(line.body).parameters
+        parameters = _body(Execute, line).parameters
         if self._services.tools.find(name, self._principal.scopes) is None:
             raise NotFound("there is no such tool")
         if faults := self._services.tools.faults(name, parameters):
             raise InvalidField(errors=faults)
         return Operation(id=id, kind="tool", agent="tool", input={"tool": name, "parameters": parameters})
+
+
+def _body(body_type: type[M], line: JobLine) -> M:
+    """Raises `HeadraceError` with pointers into the line."""
+    try:
+        return body_type.model_validate(line.body)
+    except ValidationError as error:
+        raise field_error([{**each, "loc": ("body", "body", *each["loc"])} for each in error.errors()]) from error
 
 
 def _check_method(line: JobLine) -> None:
