@@ -84,6 +84,10 @@ class Toolbox:
             part._entries[name] = self._entries[name]
         return part
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._entries)
+
     def open_to(self, scopes: Collection[str]) -> tuple[Tool, ...]:
         """What a caller with these scopes may use."""
         return tuple(entry.tool for entry in self._entries.values() if _is_open(entry.tool, scopes))

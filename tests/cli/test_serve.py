@@ -43,7 +43,7 @@ def announced(process: "subprocess.Popen[bytes]") -> list[str]:
     """The lines that it prints once it serves; they end the wait of whoever reads them."""
     assert process.stdout is not None
     lines = []
-    for _ in range(4):
+    for _ in range(5):
         line = process.stdout.readline().decode()
         assert line, process.communicate(timeout=PATIENCE)
         lines.append(line.rstrip("\n"))
@@ -68,10 +68,11 @@ def refusal(process: "subprocess.Popen[bytes]") -> tuple[int, str]:
 
 def test_it_says_where_it_serves_and_what(serve: Serve, tmp_path: Path) -> None:
     process = serve()
-    first, model, log, data = announced(process)
+    first, model, tools, log, data = announced(process)
     address = re.fullmatch(r"Headrace serves (http://127\.0\.0\.1:\d+)  \(API page: /docs\)", first)
     assert address
     assert model == "  model  demo:echo"
+    assert tools == "  tools  search, calculate"
     assert re.fullmatch(r"  log    \S.*", log)
     assert data == f"  data   {tmp_path / 'data'}"
     with urllib.request.urlopen(f"{address[1]}/health/ready", timeout=PATIENCE) as response:

@@ -65,6 +65,8 @@ _OWN_NAMES = frozenset({tool_call.NAME, batch.NAME, job.NAME, notice.NAME})
 LEDGER_FILE = "budgets.db"
 JOBS_FOLDER = "batches"
 _TRIM_SECONDS = 60.0
+_NOTICES = 20
+"""Attempts to tell a webhook, which take up to an hour."""
 _GRACE_SECONDS = 3.0
 """For runs that are about to end when the process is told to stop."""
 
@@ -136,7 +138,7 @@ class Headrace:
         self.open_streams = OpenStreams(self.authenticator.still_valid)
         self.runs = Runs(self.engine, self._agents, self._admission, own_agents=own_agents)
         self.egress = Egress(allow=_networks(self.settings.egress_allow, "HEADRACE_EGRESS_ALLOW"))
-        self._webhooks = Webhooks(self.egress)
+        self._webhooks = Webhooks(self.egress, attempts=_NOTICES)
         self._webhook_secret = WebhookSecret(self.settings)
         self._job_files = JobFiles(self.settings.data / JOBS_FOLDER)
         self._job_slots = Slots(self.settings.job_slots)

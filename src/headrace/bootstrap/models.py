@@ -9,7 +9,7 @@ import msgspec
 import structlog
 from pydantic import SecretStr
 
-from headrace.documents import DocumentIndex, default_documents
+from headrace.bootstrap.documents import open_index
 from headrace.errors import ConfigurationError
 from headrace.models.failover import FailoverModel
 from headrace.models.hedge import Hedge
@@ -25,7 +25,6 @@ from headrace.telemetry import Telemetry
 
 logger = structlog.get_logger("headrace")
 
-INDEX_FILE = "documents.db"
 _SERVERS_CHOICE = "default"
 """Sent where a URL names no model; servers of one model take any name."""
 _BEFORE_OTHERS = Retries(attempts=2, patience=3.0)
@@ -110,8 +109,7 @@ def _at_configured_url(reference: ModelReference, settings: Settings) -> ModelRe
 
 async def _demo(reference: ModelReference, settings: Settings) -> Model:
     if reference.model == "extractive":
-        folder = settings.documents or default_documents()
-        index = await asyncio.to_thread(DocumentIndex.build, folder, settings.data / INDEX_FILE)
+        index = await asyncio.to_thread(open_index, settings)
         return ExtractiveModel(index, **reference.options)
     demo: Model = DEMOS[str(reference.model)](**reference.options)
     return demo

@@ -6,8 +6,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import entry_points
 from typing import Any
 
-from headrace.bootstrap.models import INDEX_FILE
-from headrace.documents import DocumentIndex, default_documents
+from headrace.bootstrap.documents import open_index
 from headrace.egress import Egress
 from headrace.errors import ConfigurationError
 from headrace.ports import Tool, ToolSource
@@ -49,9 +48,7 @@ def _always(tool: Tool) -> ToolSource:
 def _search(settings: Settings) -> ToolSource:
     @asynccontextmanager
     async def source() -> AsyncIterator[Sequence[Tool]]:
-        folder = settings.documents or default_documents()
-        path = settings.data / INDEX_FILE if settings.engine != "memory" else None
-        index = await asyncio.to_thread(DocumentIndex.build, folder, path)
+        index = await asyncio.to_thread(open_index, settings)
         try:
             yield [SearchTool(index)]
         finally:

@@ -83,5 +83,7 @@ def _announce(headrace: Headrace, port: int) -> None:
     say = partial(Console(highlight=False).print, soft_wrap=True, markup=False)
     say(Text.assemble(("Headrace", "bold"), f" serves http://{host}:{port}  (API page: /docs)"))
     say(f"  model  {', then '.join(names_of(headrace.model)) if headrace.model else 'none'}")
+    if tools := headrace.tools.names:
+        say(f"  tools  {', '.join(tools)}")
     say(f"  log    {headrace.engine.durability}")
     say(f"  data   {settings.data}")
