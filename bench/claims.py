@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from scenarios import Results
-from servers import HANDWRITTEN, MEMORY, RAW_FANOUT, RELAY, SQLITE
+from servers import ECHO, HANDWRITTEN, MEMORY, RAW_FANOUT, RELAY, SQLITE
 
 NOT_MEASURED = "-"
 
@@ -37,7 +37,7 @@ class Claim(NamedTuple):
 def claims(results: Results) -> list[Claim]:
     """Every promise of the project that this bench can judge."""
     cost, first, through = results.cost, results.first_token, results.throughput
-    fanout, memory = results.fanout, results.memory
+    fanout, memory, batch, job = results.fanout, results.memory, results.batch, results.job
     return [
         at_most("CPU per token, sqlite by C relay", "×", 2.5, lambda: cost[SQLITE].cpu_us / cost[RELAY].cpu_us),
         at_least("CPU per token, by hand by sqlite", "×", 15, lambda: cost[HANDWRITTEN].cpu_us / cost[SQLITE].cpu_us),
@@ -54,6 +54,11 @@ def claims(results: Results) -> list[Claim]:
             lambda: fanout[SQLITE].cpu_us / fanout[RAW_FANOUT].cpu_us,
         ),
         at_most("memory per idle stream, sqlite", " KiB", 40, lambda: memory[SQLITE].kib_per_stream),
+        at_most("batch of 10 items of 1 s by one call, sqlite", "×", 1.1, lambda: batch[SQLITE].by_single),
+        at_most("CPU per item of it", " ms", 3, lambda: batch[SQLITE].cpu_ms),
+        at_least("batch job of echo runs, sqlite", " items/s", 1_000, lambda: job[ECHO].items_per_second),
+        at_most("a result of it at a live reader", " ms", 100, lambda: job[ECHO].result_ms),
+        at_most("failed of them", "", 0, lambda: job[ECHO].failed),
     ]
 
 

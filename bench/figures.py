@@ -53,3 +53,14 @@ def joined(results: Results) -> Iterator[str]:
     for name, load, tokens in paced + unpaced:
         if tokens > 1.005:
             yield f"{name}, {load}: {number(tokens)} tokens per frame"
+
+
+def batches(results: Results) -> Iterator[str]:
+    for name, each in results.batch.items():
+        yield f"{name}, 10 items of 1 s: {number(each.by_single)}× one call, {number(each.cpu_ms)} ms CPU an item"
+    for name, job in results.job.items():
+        yield (
+            f"{name}, job of {results.size.job_items:,}: {number(job.items_per_second)} items/s, "
+            f"{number(job.cpu_us)} µs CPU an item, memory grown by {number(job.grown_kib / 1024)} MiB, a result is there after "
+            f"{number(job.result_ms)} ms"
+        )

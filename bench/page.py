@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from claims import claims
-from figures import HEADINGS, joined, rows
+from figures import HEADINGS, batches, joined, rows
 from scenarios import Results
 
 
@@ -17,6 +17,7 @@ def page(results: Results) -> str:
             [(each.what, each.bound, each.value, each.verdict) for each in claims(results)],
         ),
         figures=markdown(HEADINGS, list(rows(results))),
+        batches=bullets(list(batches(results))),
         joined=bullets(list(joined(results))),
         problems=bullets([f"{each.scenario}, {each.server}: {each.what}" for each in results.problems]),
     )
@@ -72,6 +73,9 @@ Each turn is a new process, warmed up with 20 short streams. The servers take tu
 | by hand | FastAPI's server-sent events, the openai SDK, one SQLAlchemy ORM commit per event to SQLite in WAL mode |
 | raw protocol | an asyncio protocol on uvloop that writes one shared frame to all its connections |
 
+Batches, of which the job has both cores for itself and its model answers at once:
+
+{batches}
 Tokens joined into one frame (a token counts once, however many share a frame):
 
 {joined}

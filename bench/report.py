@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from claims import claims, number
-from figures import HEADINGS, joined, rows
+from figures import HEADINGS, batches, joined, rows
 from page import page
 from scenarios import Results
 
@@ -25,6 +25,8 @@ def show(results: Results, console: Console) -> None:
     console.print(table(HEADINGS, rows(results)))
     lines = [(each.what, each.bound, each.value, each.verdict) for each in claims(results)]
     console.print(table(("claim", "bound", "measured", ""), lines))
+    for line in batches(results):
+        console.print(line)
     for line in joined(results):
         console.print(f"joined: {line}")
     for problem in results.problems:

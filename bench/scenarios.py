@@ -1,4 +1,4 @@
-"""What is measured: five loads, each over the servers that it says something about."""
+"""What is measured: seven loads, each over the servers that it says something about."""
 
 import http.client
 import json
@@ -12,10 +12,24 @@ from typing import TypeVar
 
 import msgspec
 
+import batching
 import servers
+from batching import Batch, Job
 from binaries import binary
 from measure import Load, Outcome, cores, cpu_seconds, resident_kib
-from servers import ASGI, HANDWRITTEN, MEMORY, RAW_FANOUT, RELAY, RELAY_FSYNC, SQLITE, DidNotStart, Server, serving
+from servers import (
+    ASGI,
+    ECHO,
+    HANDWRITTEN,
+    MEMORY,
+    RAW_FANOUT,
+    RELAY,
+    RELAY_FSYNC,
+    SQLITE,
+    DidNotStart,
+    Server,
+    serving,
+)
 
 CHAT = "/api/agent/chat?stream=true"
 PACE_US = 20_000
@@ -32,12 +46,13 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     first_token_rounds: int
     unpaced_tokens: int
     fanout_tokens: int
+    job_items: int
     many: int = 1000
     """Streams, followers or idle streams, where the scenario is about many."""
 
 
-FULL = Size(repeats=3, tokens=300, first_token_rounds=6, unpaced_tokens=200, fanout_tokens=200)
-QUICK = Size(repeats=1, tokens=60, first_token_rounds=2, unpaced_tokens=50, fanout_tokens=50)
+FULL = Size(repeats=3, tokens=300, first_token_rounds=6, unpaced_tokens=200, fanout_tokens=200, job_items=50_000)
+QUICK = Size(repeats=1, tokens=60, first_token_rounds=2, unpaced_tokens=50, fanout_tokens=50, job_items=5_000)
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +100,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
 
 
-Figure = TypeVar("Figure", Cost, FirstToken, Throughput, Fanout, Memory)
+Figure = TypeVar("Figure", Cost, FirstToken, Throughput, Fanout, Memory, Batch, Job)
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -107,6 +122,8 @@ class Results(msgspec.Struct, kw_only=True):
     throughput: dict[str, Throughput] = {}
     fanout: dict[str, Fanout] = {}
     memory: dict[str, Memory] = {}
+    batch: dict[str, Batch] = {}
+    job: dict[str, Job] = {}
     problems: list[Problem] = []
 
 
@@ -217,6 +234,14 @@ def memory(server: Server, upstream: int, size: Size) -> Memory:
         return Memory(kib_per_stream=used / size.many, failed=whole(running.outcome(), size.many).failed)
 
 
+def batch(server: Server, upstream: int, size: Size) -> Batch:
+    return batching.batch(server)
+
+
+def job(server: Server, upstream: int, size: Size) -> Job:
+    return batching.job(server, size.job_items)
+
+
 def per_token(cpu: float, outcome: Outcome) -> float:
     return cpu * 1e6 / max(1, outcome.tokens)
 
@@ -269,3 +294,5 @@ def run_all(results: Results, tell: Callable[[str], None]) -> None:
     results.throughput = measure((RELAY, RELAY_FSYNC, ASGI, MEMORY, SQLITE), throughput, results, size, tell)
     results.fanout = measure((RAW_FANOUT, MEMORY, SQLITE), fanout, results, size, tell)
     results.memory = measure((RELAY, ASGI, MEMORY, SQLITE, HANDWRITTEN), memory, results, size, tell)
+    results.batch = measure((MEMORY, SQLITE), batch, results, size, tell)
+    results.job = measure((ECHO,), job, results, size, tell)

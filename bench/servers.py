@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,11 +44,11 @@ class DidNotStart(Exception):
     """A server ended, or was not ready in time; the text is the end of what it printed."""
 
 
-def headrace(place: Place, engine: str) -> list[str | Path]:
+def headrace(place: Place, engine: str, model: str | None = None) -> list[str | Path]:
     address = ["--host", "127.0.0.1", "--port", str(place.port)]
-    model = ["--model", f"{place.url}#bench"]
     storage: list[str | Path] = ["--engine", engine, "--data", place.data]
-    return [sys.executable, "-m", "headrace", "serve", *address, *model, *storage, "--max-runs", "2000"]
+    options = ["--model", model or f"{place.url}#bench", "--max-runs", "2000"]
+    return [sys.executable, "-m", "headrace", "serve", *address, *options, *storage]
 
 
 def relay(place: Place, *options: str) -> list[str | Path]:
@@ -67,9 +67,10 @@ COMMANDS: dict[str, Callable[[Place], list[str | Path]]] = {
     "Headrace, memory": lambda place: headrace(place, "memory"),
     "Headrace, sqlite": lambda place: headrace(place, "sqlite"),
     "by hand": lambda place: python("handwritten.py", str(place.port), place.url, "bench", place.data),
+    "Headrace, echo": lambda place: headrace(place, "sqlite", "demo:echo"),
     "raw protocol": lambda place: python("raw_fanout.py", str(place.port)),
 }
-RELAY, RELAY_FSYNC, ASGI, MEMORY, SQLITE, HANDWRITTEN, RAW_FANOUT = COMMANDS
+RELAY, RELAY_FSYNC, ASGI, MEMORY, SQLITE, HANDWRITTEN, ECHO, RAW_FANOUT = COMMANDS
 
 
 @contextmanager
@@ -87,14 +88,15 @@ def upstream() -> Iterator[int]:
 
 @contextmanager
 def serving(name: str, upstream_port: int) -> Iterator[Server]:
-    """A server on the core of servers, with a folder of its own on the disk of this checkout.
+    """A server on the core of servers, with a folder of its own on the disk of this checkout; `ECHO`, which has nobody
+    to share the machine with, on all cores.
 
     Raises `DidNotStart`.
     """
     BUILD.mkdir(exist_ok=True)
     data = Path(tempfile.mkdtemp(prefix="data-", dir=BUILD))
     place = Place(free_port(), upstream_port, data)
-    with (data / "output").open("wb") as output, on_core(cores()[0]):
+    with (data / "output").open("wb") as output, nullcontext() if name == ECHO else on_core(cores()[0]):
         process = subprocess.Popen(COMMANDS[name](place), stdout=output, stderr=subprocess.STDOUT)
     try:
         wait_ready(process, place.port, START_SECONDS, data / "output")
