@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from scenarios import Results
-from servers import ECHO, HANDWRITTEN, MEMORY, RAW_FANOUT, RELAY, SQLITE
+from servers import ECHO, HANDWRITTEN, MEMORY, RAW_FANOUT, RELAY, SLOW_ECHO, SQLITE
 
 NOT_MEASURED = "-"
 
@@ -54,8 +54,8 @@ def claims(results: Results) -> list[Claim]:
             lambda: fanout[SQLITE].cpu_us / fanout[RAW_FANOUT].cpu_us,
         ),
         at_most("memory per idle stream, sqlite", " KiB", 40, lambda: memory[SQLITE].kib_per_stream),
-        at_most("batch of 10 items of 1 s by one call, sqlite", "×", 1.1, lambda: batch[SQLITE].by_single),
-        at_most("CPU per item of it", " ms", 3, lambda: batch[SQLITE].cpu_ms),
+        at_most("batch of 10 items of 1 s by one call, sqlite", "×", 1.1, lambda: batch[SLOW_ECHO].by_single),
+        at_most("CPU per item of it", " ms", 3, lambda: batch[SLOW_ECHO].cpu_ms),
         at_least("batch job of echo runs, sqlite", " items/s", 1_000, lambda: job[ECHO].items_per_second),
         at_most("a result of it at a live reader", " ms", 100, lambda: job[ECHO].result_ms),
         at_most("failed of them", "", 0, lambda: job[ECHO].failed),

@@ -61,6 +61,6 @@ def batches(results: Results) -> Iterator[str]:
     for name, job in results.job.items():
         yield (
             f"{name}, job of {results.size.job_items:,}: {number(job.items_per_second)} items/s, "
-            f"{number(job.cpu_us)} µs CPU an item, memory grown by {number(job.grown_kib / 1024)} MiB, a result is there after "
-            f"{number(job.result_ms)} ms"
+            f"{number(job.cpu_us)} µs CPU an item, memory grown by "
+            f"{number(job.grown_kib / 1024)} MiB, a result is there after {number(job.result_ms)} ms"
         )

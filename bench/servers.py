@@ -68,9 +68,10 @@ COMMANDS: dict[str, Callable[[Place], list[str | Path]]] = {
     "Headrace, sqlite": lambda place: headrace(place, "sqlite"),
     "by hand": lambda place: python("handwritten.py", str(place.port), place.url, "bench", place.data),
     "Headrace, echo": lambda place: headrace(place, "sqlite", "demo:echo"),
+    "Headrace, echo after 1 s": lambda place: headrace(place, "sqlite", "demo:echo?first_ms=1000"),
     "raw protocol": lambda place: python("raw_fanout.py", str(place.port)),
 }
-RELAY, RELAY_FSYNC, ASGI, MEMORY, SQLITE, HANDWRITTEN, ECHO, RAW_FANOUT = COMMANDS
+RELAY, RELAY_FSYNC, ASGI, MEMORY, SQLITE, HANDWRITTEN, ECHO, SLOW_ECHO, RAW_FANOUT = COMMANDS
 
 
 @contextmanager
