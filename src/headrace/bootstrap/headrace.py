@@ -151,7 +151,7 @@ class Headrace:
         )
         services = self._services()
         self.app = create_app(services, version=version("headrace"), lifespan=self._lifespan)
-        self._in_process = InProcess(self.app, limits=services.limits, still_valid=self.authenticator.may_go_on)
+        self._in_process = InProcess(self.app, limits=services.limits, still_valid=self.authenticator.still_valid)
         self._running = False
 
     @asynccontextmanager
@@ -224,7 +224,7 @@ class Headrace:
         return BatchAgent(self.runs, self._in_process, timeout=self.settings.batch_timeout)
 
     def _job(self, run: Run) -> Agent:
-        return JobAgent(self.runs, self._job_files, self._job_slots, may_go_on=self.authenticator.may_go_on)
+        return JobAgent(self.runs, self._job_files, self._job_slots, may_go_on=self.authenticator.still_valid)
 
     def _notice(self, run: Run) -> Agent:
         secret = self._webhook_secret.of(run.owner)

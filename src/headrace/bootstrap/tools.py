@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import entry_points
+from itertools import chain
 from typing import Any
 
 from headrace.bootstrap.documents import open_index
@@ -33,7 +34,9 @@ def tool_sources(settings: Settings, egress: Egress) -> Sequence[ToolSource]:
     if settings.sql_url is not None:
         sources.append(sql_tool(settings.sql_url.get_secret_value()))
     if settings.mcp_servers is not None:
-        sources += map(mcp_tools, parse_servers(settings.mcp_servers.get_secret_value()))
+        sources.append(
+            _together([mcp_tools(server) for server in parse_servers(settings.mcp_servers.get_secret_value())])
+        )
     return sources
 
 
@@ -41,6 +44,18 @@ def _always(tool: Tool) -> ToolSource:
     @asynccontextmanager
     async def source() -> AsyncIterator[Sequence[Tool]]:
         yield [tool]
+
+    return source
+
+
+def _together(sources: Sequence[ToolSource]) -> ToolSource:
+    """Entered at the same time: one that waits for a server that is not there does not hold up the others."""
+
+    @asynccontextmanager
+    async def source() -> AsyncIterator[Sequence[Tool]]:
+        async with AsyncExitStack() as stack:
+            entered = await asyncio.gather(*(stack.enter_async_context(each()) for each in sources))
+            yield list(chain.from_iterable(entered))
 
     return source
 
