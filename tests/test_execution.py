@@ -13,6 +13,8 @@ from headrace.events import (
     AttemptStarted,
     Data,
     Event,
+    InputReceived,
+    InputRequested,
     RunCancelled,
     RunCompleted,
     RunFailed,
@@ -24,7 +26,8 @@ from headrace.events import (
     Usage,
     kind_of,
 )
-from headrace.ports import Receipt, Run, RunContext, RunLog
+from headrace.execution import Execution
+from headrace.ports import Inbox, Input, Receipt, Run, RunContext, RunLog
 
 SECRET = "sk-canary"
 
@@ -112,6 +115,8 @@ class Held:
 TRACES: list[AnyEvent] = [
     ToolCallEnd(tool_call_id="c", name="n", message_id="m", args="{}"),
     ToolCallResult(tool_call_id="c", output="done"),
+    InputRequested(request_id="r", type="question"),
+    InputReceived(request_id="r", value=True, by="ann"),
 ]
 
 
@@ -363,6 +368,179 @@ async def test_an_agent_that_goes_on_talking_is_not_idle(workshop: Workshop) -> 
     run, lease = await workshop.claimed()
     await within_patience(workshop.execute(lease, idle=0.3).done)
     assert isinstance(await workshop.outcome(run.id), RunCompleted)
+
+
+# time, and people who are waited for
+
+LIMIT = 0.3
+"""Enough for what a run does besides, also on a slow machine."""
+SOON: dict[str, Any] = {"cancel_by_itself": 0.01}
+EACH_LIMIT = pytest.mark.parametrize(
+    ("limits", "code"), [({"idle": LIMIT, **SOON}, "limit.idle_time"), ({"total": LIMIT, **SOON}, "limit.total_time")]
+)
+
+
+def inbox_of(context: RunContext) -> Inbox:
+    assert context.inbox is not None
+    return context.inbox
+
+
+async def answered(workshop: Workshop, execution: Execution, request_id: str) -> None:
+    await workshop.engine.put_input(execution.lease.run_id, Input(request_id, request_id, "ann"))
+    execution.input_came()
+
+
+async def limit_passes(workshop: Workshop, **limits: Any) -> None:
+    """As long as it takes until a run that says nothing has come to its limit."""
+    workshop.add("silent", _waits_for_ever)
+    run, lease = await workshop.claimed("silent")
+    await within_patience(workshop.execute(lease, **limits).done)
+    assert isinstance(await workshop.outcome(run.id), RunFailed)
+
+
+async def _asks(context: RunContext) -> AsyncGenerator[Any, None]:
+    yield InputRequested(request_id="r", type="question")
+    answer = await inbox_of(context).answer("r")
+    yield InputReceived(request_id="r", value=answer.value, by=answer.by)
+
+
+@EACH_LIMIT
+@pytest.mark.parametrize("hangs", [True, False])
+async def test_while_people_are_waited_for_no_limit_comes_nearer(
+    workshop: Workshop, limits: dict[str, Any], code: str, hangs: bool
+) -> None:
+    """And after their answer each holds again."""
+
+    async def acts(context: RunContext) -> AsyncGenerator[Any, None]:
+        async for item in _asks(context):
+            yield item
+        yield text("still there")
+        if hangs:
+            await asyncio.Event().wait()
+
+    workshop.add("agent", acts)
+    run, lease = await workshop.claimed()
+    execution = workshop.execute(lease, **limits)
+    await workshop.until(run.id, "input.requested")
+    await limit_passes(workshop, **limits)
+    assert not execution.done.done()
+    await answered(workshop, execution, "r")
+    await within_patience(execution.done)
+    *kinds, last = (await workshop.kinds(run.id))[1:]
+    assert kinds == ["input.requested", "input.received", "text.delta"]
+    assert last == ("run.failed" if hangs else "run.completed")
+    if hangs:
+        assert (await workshop.outcome(run.id)).error.code == code
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+async def test_the_time_of_several_requests_is_given_back_whole(workshop: Workshop, order: str) -> None:
+    """The second is asked when the limit would have passed by the first, and the first may be answered before it."""
+    second = asyncio.Event()
+
+    async def acts(context: RunContext) -> AsyncGenerator[Any, None]:
+        inbox = inbox_of(context)
+        yield InputRequested(request_id="a", type="question")
+        first = asyncio.ensure_future(inbox.answer("a"))
+        await second.wait()
+        yield InputRequested(request_id="b", type="question")
+        for answer in await asyncio.gather(first, inbox.answer("b")):
+            yield InputReceived(request_id=answer.request_id, value=answer.value, by=answer.by)
+        yield end("a and b")
+
+    workshop.add("agent", acts)
+    run, lease = await workshop.claimed()
+    execution = workshop.execute(lease, total=LIMIT, **SOON)
+    await workshop.until(run.id, "input.requested")
+    await limit_passes(workshop, total=LIMIT, **SOON)
+    second.set()
+    await eventually_in(workshop, run.id, "input.requested", 2)
+    for request_id in order:
+        await answered(workshop, execution, request_id)
+    await within_patience(execution.done)
+    assert (await workshop.outcome(run.id)).output == "a and b"
+
+
+async def eventually_in(workshop: Workshop, run_id: str, kind: str, count: int) -> None:
+    """Wait until the log has so many events of a kind."""
+    seen = 0
+    async with asyncio.timeout(PATIENCE):
+        async for blocks in workshop.engine.read(run_id, live=True):
+            seen += sum(kind_of(event) == kind for block in blocks for event in block.events)
+            if seen >= count:
+                return
+
+
+@EACH_LIMIT
+async def test_who_waits_no_longer_has_the_limits_of_everybody(
+    workshop: Workshop, limits: dict[str, Any], code: str
+) -> None:
+    """A request that stays open in the log stops no clock."""
+
+    async def gives_up(context: RunContext) -> AsyncGenerator[Any, None]:
+        yield InputRequested(request_id="r", type="question")
+        waiting = asyncio.ensure_future(inbox_of(context).answer("r"))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        yield text("never mind")
+        await asyncio.Event().wait()
+
+    workshop.add("agent", gives_up)
+    run, lease = await workshop.claimed()
+    await within_patience(workshop.execute(lease, **limits).done)
+    assert (await workshop.kinds(run.id))[1:] == ["input.requested", "text.delta", "run.failed"]
+    assert (await workshop.outcome(run.id)).error.code == code
+
+
+@EACH_LIMIT
+@pytest.mark.parametrize("waits", [True, False])
+async def test_what_an_earlier_attempt_asked_stops_the_clock_only_of_who_waits_for_it(
+    workshop: Workshop, limits: dict[str, Any], code: str, waits: bool
+) -> None:
+    async def acts(context: RunContext) -> AsyncGenerator[Any, None]:
+        if context.attempt == 1:
+            yield InputRequested(request_id="r", type="question")
+        if context.attempt == 1 or waits:
+            yield end((await inbox_of(context).answer("r")).value)
+        await asyncio.Event().wait()
+
+    workshop.add("agent", acts, resumable=True)
+    run, lease = await workshop.claimed()
+    first = workshop.execute(lease)
+    await workshop.until(run.id, "input.requested")
+    first.stop()
+    await within_patience(first.done)
+    second = workshop.execute(await workshop.engine.claim("other"), **limits)
+    await workshop.until(run.id, "attempt.started")
+    if waits:
+        await limit_passes(workshop, **limits)
+        assert not second.done.done()
+        await answered(workshop, second, "r")
+        await workshop.until(run.id, "message.end")
+    await within_patience(second.done)
+    assert (await workshop.outcome(run.id)).error.code == code
+
+
+async def test_a_cancel_ends_the_wait_for_people(workshop: Workshop) -> None:
+    workshop.add("agent", _asks)
+    run, lease = await workshop.claimed()
+    execution = workshop.execute(lease, cancel_by_itself=0.01, cancel_grace=PATIENCE)
+    await workshop.until(run.id, "input.requested")
+    await workshop.runs.cancel(ANN, run.id)
+    execution.cancel("ann")
+    await within_patience(execution.done)
+    assert (await workshop.kinds(run.id))[1:] == ["input.requested", "run.cancelled"]
+
+
+async def test_a_run_that_waits_for_people_is_handed_over(workshop: Workshop) -> None:
+    workshop.add("agent", _asks, resumable=True)
+    run, lease = await workshop.claimed()
+    execution = workshop.execute(lease)
+    await workshop.until(run.id, "input.requested")
+    execution.stop()
+    await within_patience(execution.done)
+    head = await workshop.engine.head(run.id)
+    assert (head.state, await workshop.kinds(run.id)) == ("queued", ["run.started", "input.requested"])
 
 
 # leases

@@ -62,7 +62,9 @@ async def test_a_result_is_text_or_json(arguments: str, output: str, is_json: bo
     assert await outcome(arguments) == ToolOutcome(output, is_json=is_json)
 
 
-@pytest.mark.parametrize("arguments", ["{", "[]", "5", '"x"', "null", '{"value": NaN}', "{} {}", "[" * 10_000])
+@pytest.mark.parametrize(
+    "arguments", ["{", "[]", "5", '"x"', "null", '{"value": NaN}', "{} {}", "[" * 10_000, '{"a":' * 100_000]
+)
 async def test_arguments_that_are_no_object_do_not_reach_the_tool(arguments: str) -> None:
     assert told(await outcome(arguments)) == ("The arguments are not a JSON object.", ToolArgumentsInvalid)
 
@@ -158,6 +160,14 @@ async def test_a_timeout_inside_a_tool_is_a_failure_of_the_tool() -> None:
         raise TimeoutError
 
     assert told(await outcome("{}", function_tool(fail))) == ("The tool failed.", ToolFailed)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError()])
+async def test_a_tool_ends_neither_the_server_nor_its_caller(error: BaseException) -> None:
+    async def leave() -> None:
+        raise error
+
+    assert told(await outcome("{}", function_tool(leave))) == ("The tool failed.", ToolFailed)
 
 
 async def test_a_cancel_ends_the_tool() -> None:

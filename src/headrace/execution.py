@@ -51,7 +51,8 @@ _UNCONFIRMED_EVENTS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class RunLimits:
-    """How long a run may take, in seconds. While it waits for an `input.requested`, neither `total` nor `idle` runs."""
+    """How long a run may take, in seconds. `total` and `idle` stand still while its agent waits for people, which is
+    in `Inbox.answer`."""
 
     total: float = 300.0
     idle: float = 120.0
@@ -104,9 +105,7 @@ class Execution:
         self._last_message: MessageEnd | None = None
         self._output = ""
         """Of a run that says nothing: what it came to."""
-        self._inbox = RunInbox(log, lease.run_id)
-        self._asked_people: dict[str, float] = {}
-        """Requests that are not answered yet, and since when."""
+        self._inbox = RunInbox(log, lease.run_id, self._waited_for_people)
         self._deadline = math.inf
         self._watching: asyncio.TimerHandle | None = None
         self._last_activity = self._loop.time()
@@ -262,22 +261,8 @@ class Execution:
         elif isinstance(event, ToolCallResult):
             if not event.preliminary:
                 self._output = event.output
-        elif isinstance(event, Data):
-            if event.name == OUTPUT:
-                self._output = msgspec.json.encode(event.value).decode()
-        elif isinstance(event, InputRequested):
-            self._asked_people[event.request_id] = self._loop.time()
-        elif isinstance(event, InputReceived):
-            self._answered(event)
-
-    def _answered(self, event: InputReceived) -> None:
-        """The time for which people were waited for is given back to the run."""
-        since = self._asked_people.pop(event.request_id, None)
-        if since is not None and not self._asked_people:
-            self._last_activity = self._loop.time()
-            self._deadline += self._last_activity - since
-            if self._watching is not None:
-                self._watch_time()
+        elif isinstance(event, Data) and event.name == OUTPUT:
+            self._output = msgspec.json.encode(event.value).decode()
 
     async def _confirmed(self) -> None:
         """Until everything written so far is committed. Raises what the log raised."""
@@ -319,6 +304,13 @@ class Execution:
 
     # time
 
+    def _waited_for_people(self, seconds: float) -> None:
+        """Which is given back to the run."""
+        self._last_activity = self._loop.time()
+        self._deadline += seconds
+        if self._watching is not None:
+            self._watch_time()
+
     def _watch_time(self) -> None:
         """One timer a run: it looks when the agent was last active, instead of being set anew for each event."""
         if self._watching is not None:
@@ -326,7 +318,7 @@ class Execution:
         now = self._loop.time()
         idle_until = self._last_activity + self._limits.idle
         due = min(self._deadline, idle_until)
-        if self._asked_people:
+        if self._inbox.waiting:
             due = now + self._limits.idle
         elif now >= self._deadline:
             self._bring_to_end(RunFailed(error=RunTimeout().info()))

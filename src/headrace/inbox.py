@@ -1,27 +1,56 @@
 """What people send to a run while a worker has it."""
 
 import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from headrace.ports import Input, RunLog
 
 
 class RunInbox:
-    """An `Inbox` over the log, for one attempt at a run. `wake` says that something may have come."""
+    """An `Inbox` over the log, for one attempt at a run. `wake` says that something may have come.
 
-    def __init__(self, log: RunLog, run_id: str) -> None:
+    `on_waited` is told, each time that nobody is waited for any more, for how many seconds somebody was.
+    """
+
+    def __init__(self, log: RunLog, run_id: str, on_waited: Callable[[float], object] | None = None) -> None:
         self._log = log
         self._run_id = run_id
+        self._on_waited = on_waited
         self._news = asyncio.Event()
+        self._waits = 0
+        self._since = 0.0
+
+    @property
+    def waiting(self) -> bool:
+        """Somebody is waited for."""
+        return self._waits > 0
 
     def wake(self) -> None:
-        self._news.set()
+        news, self._news = self._news, asyncio.Event()
+        news.set()
 
     async def answer(self, request_id: str) -> Input:
-        while True:
-            self._news.clear()  # before the look: what comes in between is not missed
-            if (found := await self._log.find_input(self._run_id, request_id)) is not None:
-                return found
-            await self._news.wait()
+        with self._wait():
+            while True:
+                news = self._news  # of before the look: what comes in between is not missed
+                if (found := await self._log.find_input(self._run_id, request_id)) is not None:
+                    return found
+                await news.wait()
 
     async def decide(self, input: Input) -> Input:
         return await self._log.put_input(self._run_id, input)
+
+    @contextmanager
+    def _wait(self) -> Iterator[None]:
+        """While several are waited for, the time passes once."""
+        clock = asyncio.get_running_loop().time
+        if not self._waits:
+            self._since = clock()
+        self._waits += 1
+        try:
+            yield
+        finally:
+            self._waits -= 1
+            if not self._waits and self._on_waited is not None:
+                self._on_waited(clock() - self._since)

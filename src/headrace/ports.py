@@ -4,6 +4,7 @@ A run is an append-only log of events: an agent writes it, an engine keeps it, a
 `engines/`, `agents/`, `providers/` and `protocols/`; each begins by joining the contract tests of its port.
 """
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -38,16 +39,19 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What its caller's credential allowed when it was started, as `limits` and `credential_id`."""
     limits: Limits = Limits()
     credential_id: str | None = None
+    by_token: bool = False
+    """The credential was one that ends by itself."""
 
     @property
     def principal(self) -> Principal:
-        """Who started it: for what is done in their name later on."""
+        """Who started it: for what is done in their name later on, also once their token has expired."""
         return Principal(
             subject=self.owner.subject,
             tenant=self.owner.tenant,
             scopes=frozenset(self.scopes),
             limits=self.limits,
             credential_id=self.credential_id,
+            expires=math.inf if self.by_token else None,
         )
 
 
@@ -219,8 +223,8 @@ class RunLog(Protocol):
         parent: str | None = None,
         agent: str | None = None,
     ) -> Sequence[Head]:
-        """Newest first: the runs that have no parent, or the children of `parent`; of one `agent`, or all. `before` is a
-        run id; an unknown one raises `NotFound`."""
+        """Newest first: the runs that have no parent, or the children of `parent`; of one `agent`, or all. `before` is
+        a run id; an unknown one raises `NotFound`."""
 
     async def request_cancel(self, run_id: str, by: str) -> Literal["requested", "already", "closed"]:
         """Note durably that the run shall end. A run that no worker has yet is closed in the same commit."""

@@ -6,7 +6,8 @@ No agent runs here. A run is started by committing it; a worker picks it up from
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
@@ -15,9 +16,11 @@ import msgspec
 
 from headrace import json_schema
 from headrace.errors import (
+    Cancelled,
     ForeignPosition,
     InputDecided,
     InvalidField,
+    LogClosed,
     LogCorrupt,
     NotFound,
     PositionAhead,
@@ -28,6 +31,7 @@ from headrace.events import (
     TERMINAL,
     InputReceived,
     InputRequested,
+    MessageEnd,
     RunCancelled,
     RunCompleted,
     RunFailed,
@@ -53,14 +57,14 @@ from headrace.ports import (
 from headrace.position import Position, new_epoch, random_letters
 from headrace.usage.admission import Admission
 
-
 _CHILDREN_AT_A_TIME = 200
+_OPEN_STATES: tuple[RunState, ...] = ("queued", "running")
 
 
 class Outcome(NamedTuple):
     end: RunCompleted | RunFailed | RunCancelled
     result: ToolCallResult | None
-    """The last one of the run that was not read before its end."""
+    """Of a run that comes to the result of a tool."""
 
 
 class Birth:
@@ -74,10 +78,26 @@ class Birth:
         self.number = number
         self.again = again
         self.created: asyncio.Future[Head] = asyncio.get_running_loop().create_future()
+        self._making: asyncio.Future[Created] | None = None
+        self._prevented = False
 
-    def tell(self, head: Head) -> None:
-        if not self.created.done():
-            self.created.set_result(head)
+    async def make(self, create: Callable[[], Coroutine[Any, Any, Created]]) -> Created:
+        """Tells what comes to be also where its caller is cancelled meanwhile. Raises `Cancelled` once prevented."""
+        if self._prevented:
+            raise Cancelled
+        self._making = asyncio.ensure_future(create())
+        self._making.add_done_callback(self._tell)
+        return await asyncio.shield(self._making)
+
+    async def prevent(self) -> None:
+        """Let none be made from now on. One that was being made is there, or has failed, when this returns."""
+        self._prevented = True
+        if self._making is not None:
+            await asyncio.wait([self._making])
+
+    def _tell(self, making: "asyncio.Future[Created]") -> None:
+        if not making.cancelled() and making.exception() is None and not self.created.done():
+            self.created.set_result(making.result().head)
 
 
 class Runs:
@@ -99,6 +119,8 @@ class Runs:
         self._admission = admission
         self._starting: WeakValueDictionary[tuple[Owner, str], asyncio.Lock] = WeakValueDictionary()
         """By idempotency key."""
+        self._answering: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        """By run and request."""
 
     async def start(
         self,
@@ -119,12 +141,14 @@ class Runs:
             raise NotFound
         _check_id("conversation_id", command.conversation_id)
         run = _new_run(principal, command, birth, run_id)
-        created = await self._create(run, idempotency, admitted=not own, again=birth is not None and birth.again)
-        if birth is not None:
-            birth.tell(created.head)
-        return created
+        if birth is None:
+            return await self._create(run, idempotency, admitted=not own)
+        again = birth.again
+        return await birth.make(lambda: self._create(run, idempotency, admitted=not own, again=again))
 
-    async def _create(self, run: Run, idempotency: Idempotency | None, *, admitted: bool, again: bool) -> Created:
+    async def _create(
+        self, run: Run, idempotency: Idempotency | None, *, admitted: bool, again: bool = False
+    ) -> Created:
         if again and (known := await self._find(run.id)) is not None:
             return Created(known, new=False)
         started = RunStarted(
@@ -195,14 +219,17 @@ class Runs:
         raise LogCorrupt
 
     async def outcome(self, head: Head) -> Outcome:
-        """Like `result`, with the result of a run that is the call of a tool: it stands right before the end."""
+        """Like `result`, with the result of a run that is the call of a tool: between it and the end stands nothing,
+        but an `attempt.started` for each worker that died there."""
         result: ToolCallResult | None = None
-        async for blocks in self._log.read(head.run.id, max(head.offset - 2, 0), live=True):
+        async for blocks in self._log.read(head.run.id, max(head.offset - head.attempt - 1, 0), live=True):
             for event in chain.from_iterable(block.events for block in blocks):
                 if isinstance(event, TERMINAL):
                     return Outcome(event, result)
                 if isinstance(event, ToolCallResult) and not event.preliminary:
                     result = event
+                elif isinstance(event, MessageEnd):
+                    result = None
         raise LogCorrupt
 
     def feed(self, principal: Principal, after: Position | None, *, live: bool) -> AsyncIterator[Sequence[FeedEntry]]:
@@ -248,13 +275,17 @@ class Runs:
         if faults := json_schema.faults(value, json_schema.validator(asked.schema)):
             raise InvalidField(errors=[{**fault, "pointer": f"/value{fault['pointer']}"} for fault in faults])
         answer = Input(request_id, value, principal.subject)
-        if await self._log.find_input(run_id, request_id) is not None:
-            raise InputDecided
-        if await self._log.put_input(run_id, answer) != answer:
-            raise InputDecided
+        # One after the other: of two who say the same at once, the log could not tell who was first.
+        async with self._answering.setdefault((run_id, request_id), asyncio.Lock()):
+            if await self._log.find_input(run_id, request_id) is not None:
+                raise InputDecided
+            if await self._log.put_input(run_id, answer) != answer:
+                raise InputDecided
         return answer
 
     async def _request(self, head: Head, request_id: str) -> InputRequested:
+        if head.first > 1:  # trimmed, which happens to ended runs only
+            raise LogClosed
         found: InputRequested | None = None
         async for blocks in self._log.read(head.run.id, live=False):
             for event in chain.from_iterable(block.events for block in blocks):
@@ -267,13 +298,20 @@ class Runs:
         return found
 
     async def delete(self, principal: Principal, run_id: str) -> None:
-        """With its children. Raises `RunActive` while one of them has not ended."""
+        """With its children. Raises `RunActive` while one of them has not ended: then all are left as they are."""
         head = await self.get(principal, run_id)
         if not head.closed:
             raise RunActive
-        while children := await self.list(principal, limit=_CHILDREN_AT_A_TIME, parent=head.run.id):
-            await asyncio.gather(*(self.delete(principal, child.run.id) for child in children))
-        await self._log.delete(head.run.id)
+        for state in _OPEN_STATES:
+            if await self.list(principal, limit=1, state=state, parent=head.run.id):
+                raise RunActive
+        await self._delete(principal, head.run.id)
+
+    async def _delete(self, principal: Principal, run_id: str) -> None:
+        while children := await self.list(principal, limit=_CHILDREN_AT_A_TIME, parent=run_id):
+            await asyncio.gather(*(self._delete(principal, child.run.id) for child in children))
+        with suppress(NotFound):  # somebody else was faster
+            await self._log.delete(run_id)
 
 
 def _new_run(principal: Principal, command: StartCommand, birth: Birth | None, run_id: str | None) -> Run:
@@ -289,6 +327,7 @@ def _new_run(principal: Principal, command: StartCommand, birth: Birth | None, r
         scopes=tuple(sorted(principal.scopes)),
         limits=principal.limits,
         credential_id=principal.credential_id,
+        by_token=principal.expires is not None,
     )
 
 

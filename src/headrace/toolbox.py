@@ -117,10 +117,11 @@ class Toolbox:
             return
         try:
             arguments = msgspec.json.decode(call.arguments or "{}", type=dict[str, Any])
-        except (msgspec.MsgspecError, ValueError):
+            faults = json_schema.faults(arguments, entry.arguments)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             yield _refused(ToolArgumentsInvalid("The arguments are not a JSON object."))
             return
-        if faults := json_schema.faults(arguments, entry.arguments):
+        if faults:
             yield _refused(ToolArgumentsInvalid(errors=faults), _in_words(faults))
             return
         async with entry.slots or nullcontext():
@@ -133,7 +134,8 @@ class Toolbox:
                     await reports.wait()
                     if (report := reports.take()) is not _NOTHING:
                         yield _as_output(report)._replace(preliminary=True)
-                yield working.result()
+                # A tool may have cancelled itself, which is a failure like any other.
+                yield _refused(ToolFailed()) if working.cancelled() else working.result()
             finally:
                 if not working.done():
                     working.cancel()
@@ -176,7 +178,7 @@ async def _outcome(tool: Tool, arguments: dict[str, Any], context: ToolContext) 
     except ToolError as error:
         logger.info("tool refused", tool=tool.name, run_id=context.run.id, code=error.code)
         return _refused(error)
-    except Exception:
+    except (Exception, SystemExit):  # a tool must not end the server
         if limit.expired():
             return _refused(ToolTimeout(f"The tool took longer than {tool.timeout:g} seconds."))
         logger.exception("tool failed", tool=tool.name, run_id=context.run.id)

@@ -16,6 +16,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
 from headrace.agents.generator import generator_agent
+from headrace.batch.jobs.file import JobFiles
+from headrace.batch.jobs.service import Jobs
+from headrace.egress import Egress
 from headrace.engines.memory import MemoryEngine
 from headrace.identity import LOCAL, Limits, Principal
 from headrace.limits import Limiter
@@ -31,6 +34,7 @@ from headrace.server.open_streams import OpenStreams
 from headrace.server.services import Services
 from headrace.server.websocket import admission
 from headrace.telemetry import Telemetry
+from headrace.toolbox import Toolbox
 from headrace.worker import Worker
 
 PATIENCE = 20.0
@@ -51,6 +55,8 @@ class Door:
         self.worker = Worker(self.engine, self.engine, agents, telemetry=self.telemetry)
         authenticator = Authenticator(AuthConfig(keys=keys, local=True, limits=limits or Limits()))
         self.open_streams = OpenStreams(authenticator.still_valid)
+        files = JobFiles(keys.parent / "batches")
+        jobs = Jobs(self.runs, files, Egress(), concurrency=1, secret_of=lambda owner: "")
         self.services = Services(
             runs=self.runs,
             protocols={"native": Native(), "agent_chat": AgentChat(chunk_size=4)},
@@ -59,6 +65,8 @@ class Door:
             limits=Limiter(),
             open_streams=self.open_streams,
             telemetry=self.telemetry,
+            tools=Toolbox(),
+            jobs=jobs,
             models=lambda: (),
             ready=self._ready,
             allowed_origins=frozenset({"https://friend.example"}),

@@ -3,14 +3,16 @@
 Who asks for it has decided on it: nobody is asked for an approval.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from typing import Any
 
 import msgspec
 
 from headrace.errors import InvalidField, ToolFailed, ToolOutcomeUnknown
 from headrace.events import Event, ToolCallEnd, ToolCallResult, ToolCallStart, Unknown
-from headrace.ports import AgentItem, RunContext, ToolCall
+from headrace.ports import AgentItem, Run, RunContext, ToolCall
 from headrace.toolbox import Toolbox
 
 NAME = "tool"
@@ -32,8 +34,10 @@ class ToolCallAgent:
 
     def __init__(self, tools: Toolbox) -> None:
         self._tools = tools
+        self._task: asyncio.Task[Any] | None = None
 
     async def run(self, context: RunContext) -> AsyncIterator[AgentItem]:
+        self._task = asyncio.current_task()
         try:
             asked = msgspec.convert(context.run.input, ToolInput)
         except msgspec.ValidationError as error:
@@ -44,8 +48,7 @@ class ToolCallAgent:
                 raise ToolFailed(result.output)
             return
         if _was_begun(context.history):
-            if not self._tools.may_repeat(call.name):
-                raise ToolOutcomeUnknown
+            self._check_may_repeat(call.name, context.run)
         else:
             yield [
                 ToolCallStart(tool_call_id=call.id, name=call.name, message_id="", executed_by="server"),
@@ -57,8 +60,16 @@ class ToolCallAgent:
                 if outcome.error is not None:
                     raise outcome.error
 
+    def _check_may_repeat(self, name: str, run: Run) -> None:
+        """There was a tool of this name when the run was started, so one that is gone now may have run as well."""
+        tool = self._tools.find(name, run.scopes)
+        if tool is None or not tool.idempotent:
+            raise ToolOutcomeUnknown
+
     async def cancel(self) -> None:
-        """Nothing to ask: cancelling the task cancels the tool."""
+        """Cancel the tool at once."""
+        if self._task is not None:
+            self._task.cancel()
 
 
 def _result(history: Sequence[Event | Unknown]) -> ToolCallResult | None:

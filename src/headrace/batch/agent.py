@@ -7,9 +7,9 @@ the runs that they had started.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import TypeAlias, cast
+from typing import Literal, TypeAlias, cast
 
 import msgspec
 import structlog
@@ -17,10 +17,10 @@ import structlog
 from headrace.batch.item import Item, Response, refusal
 from headrace.batch.item_text import ItemPast, ItemText, past_of
 from headrace.batch.references import resolved
-from headrace.errors import BatchTimeout, DependencyFailed, Draining, HeadraceError, InvalidField
+from headrace.errors import BatchTimeout, Cancelled, DependencyFailed, Draining, HeadraceError, InvalidField, NotFound
 from headrace.events import BATCH_RESPONSE, OUTPUT, AnyEvent, Data, StepFinished, StepStarted
 from headrace.identity import Principal
-from headrace.ports import AgentItem, Block, RunContext, child_id
+from headrace.ports import AgentItem, Block, Head, RunContext, child_id
 from headrace.runs import Birth, Runs
 
 logger = structlog.get_logger("headrace.batch")
@@ -75,11 +75,14 @@ class BatchAgent:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+        if any(isinstance(event, Data) and event.name == OUTPUT for event in context.history):
+            return
         failed = sum(answer.result().failed for answer in answers.values())
         yield Data(name=OUTPUT, value={"succeeded": len(items) - failed, "failed": failed})
 
     async def cancel(self) -> None:
-        """Cancel the runs of the items: then their calls return, and the batch with them."""
+        """Call no more items, and cancel the runs of those that were: then their calls return, and the batch with
+        them."""
         await asyncio.gather(*(call.cancel("batch") for call in self._calls))
 
     def _left(self, context: RunContext) -> float:
@@ -110,69 +113,111 @@ class _ItemCall:
         self._runs = runs
         self._call = call
         self._run = context.run
-        self._again = context.attempt > 1
         self._number = number
         self._item = item
         self._past = past
         self._answers = answers
         self._events = events
-        self._calling = False
+        self._started = past.started
+        self._birth = Birth(context.run, number, again=context.attempt > 1)
+        self._cancelled = False
 
     async def run(self, deadline: float) -> None:
-        if self._past.response is not None:
-            self._answers[self._item.id].set_result(self._past.response)
-            return
-        response = await self._response(deadline)
+        response = self._past.response
+        if response is None:
+            showing = asyncio.ensure_future(self._show())
+            try:
+                response = await self._response(deadline)
+                if await self._has_ended():
+                    await showing
+            finally:
+                showing.cancel()
+                await asyncio.wait([showing])
+            await self._events.put(self._end(response))
         self._answers[self._item.id].set_result(response)
-        finished = StepFinished(step_id=self._item.id, agent=NAME, status="failed" if response.failed else "completed")
-        await self._events.put([Data(name=BATCH_RESPONSE, value=msgspec.to_builtins(response)), finished])
 
     async def cancel(self, by: str) -> None:
-        """The run of the item, if it is one and has begun."""
-        if not self._calling:
-            return
+        """The run of the item, if it is one: also one that is just being made, or that an earlier attempt had made."""
+        self._cancelled = True
+        await self._birth.prevent()
         try:
             await self._runs.cancel(self._run.principal, child_id(self._run.id, self._number), by=by)
         except HeadraceError:
-            return  # it was no run, or has not come to be one
+            return  # it is no run
+        except Exception:
+            logger.exception("run of an item cannot be cancelled", run_id=self._run.id, item=self._item.id)
 
     async def _response(self, deadline: float) -> Response:
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(deadline) as limit:
                 return await self._answer()
-        except TimeoutError:
-            await self.cancel("batch timeout")
-            return refusal(self._item.id, BatchTimeout())
         except HeadraceError as error:
             return refusal(self._item.id, error)
         except Exception:  # of one item, which the others have nothing to do with
+            if limit.expired():
+                await self.cancel("batch timeout")
+                return refusal(self._item.id, BatchTimeout(), run_id=self._run_id())
             logger.exception("item failed", run_id=self._run.id, item=self._item.id)
-            return refusal(self._item.id, HeadraceError())
+            return refusal(self._item.id, HeadraceError(), run_id=self._run_id())
 
     async def _answer(self) -> Response:
-        earlier = {id: await asyncio.shield(self._answers[id]) for id in self._item.depends_on}
-        if not self._past.started:
-            await self._events.put([StepStarted(step_id=self._item.id, agent=NAME)])
-        if any(response.failed for response in earlier.values()):
-            raise DependencyFailed
+        earlier = await self._earlier()
+        if not self._started:
+            await self._events.put([self._start()])
+            self._started = True
         item = msgspec.structs.replace(self._item, body=resolved(self._item.body, earlier))
-        birth = Birth(self._run, self._number, again=self._again)
-        showing = asyncio.ensure_future(self._show(birth))
-        self._calling = True
-        try:
-            response = await self._call(self._run.principal, item, birth)
-            if response.code == Draining.code:
-                # No answer: this process is about to stop, and the next one goes on with the batch.
-                await asyncio.get_running_loop().create_future()
-            if birth.created.done() and not response.failed:
-                await showing
-            return response
-        finally:
-            showing.cancel()
-            await asyncio.wait([showing])
+        if self._cancelled:
+            raise Cancelled
+        response = await self._call(self._run.principal, item, self._birth)
+        if response.code == Draining.code:
+            # No answer: this process is about to stop, and the next one goes on with the batch.
+            await asyncio.get_running_loop().create_future()
+        return response
 
-    async def _show(self, birth: Birth) -> None:
-        head = await birth.created
+    async def _earlier(self) -> Mapping[str, Response]:
+        """What the items were answered that it depends on. Raises `DependencyFailed` as soon as one of them failed."""
+        answers = {id: self._answers[id] for id in self._item.depends_on}
+        for answer in asyncio.as_completed(answers.values()):
+            if (await answer).failed:
+                raise DependencyFailed
+        return {id: answer.result() for id, answer in answers.items()}
+
+    def _start(self) -> AnyEvent:
+        return StepStarted(step_id=self._item.id, agent=NAME)
+
+    def _end(self, response: Response) -> Sequence[AnyEvent]:
+        """With the start of an item that was refused before it could begin."""
+        status: Literal["completed", "failed"] = "failed" if response.failed else "completed"
+        return [
+            *(() if self._started else (self._start(),)),
+            Data(name=BATCH_RESPONSE, value=msgspec.to_builtins(response)),
+            StepFinished(step_id=self._item.id, agent=NAME, status=status),
+        ]
+
+    def _run_id(self) -> str | None:
+        return self._birth.created.result().run.id if self._birth.created.done() else None
+
+    async def _has_ended(self) -> bool:
+        """Whether the item is a run that says no more. One that was only started goes on without the batch."""
+        if (run_id := self._run_id()) is None:
+            return False
+        try:
+            return (await self._runs.get(self._run.principal, run_id)).closed
+        except NotFound:  # it was deleted, so there is nothing to wait for
+            return False
+        except Exception:
+            logger.exception("run of an item cannot be read", run_id=run_id)
+            return False
+
+    async def _show(self) -> None:
+        """What the run of the item says, as far as it can be read: its response holds without it."""
+        head = await self._birth.created
+        try:
+            await self._show_all(head)
+        except Exception:
+            logger.exception("text of an item cannot be read", run_id=head.run.id)
+
+    async def _show_all(self, head: Head) -> None:
         text = ItemText(self._item.id, self._past)
         source = cast("AsyncGenerator[Sequence[Block], None]", self._runs.follow(head, live=True))
         async with aclosing(source) as batches:

@@ -7,9 +7,6 @@ import msgspec
 
 from headrace.errors import HeadraceError
 
-ITEM_ERROR_EXTRAS = frozenset({"errors", "budget"})
-"""Members of a problem document that an item's error keeps."""
-
 
 class Item(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     id: str
@@ -29,6 +26,8 @@ class Response(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: str | None = None
     code: str | None = None
     errors: list[dict[str, Any]] | None = None
+    budget: str | None = None
+    """Which one was used up."""
     run_id: str | None = None
     """Of the run that the call was."""
 
@@ -45,5 +44,6 @@ def refusal(item_id: str, error: HeadraceError, *, run_id: str | None = None) ->
         error=error.message,
         code=error.code,
         errors=error.extra.get("errors"),
+        budget=error.extra.get("budget"),
         run_id=run_id,
     )

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 
 import msgspec
 
@@ -14,6 +16,7 @@ from headrace.events import (
     AttemptStarted,
     Data,
     Event,
+    MessageEnd,
     StepStarted,
     TextDelta,
     Unknown,
@@ -49,7 +52,10 @@ def past_of(history: Sequence[Event | Unknown]) -> Mapping[str, ItemPast]:
 
 class ItemText:
     """Fed with all blocks of the run from its first one. The same text is said again by a run that is read again, so
-    what was shown is counted off; a text that was begun anew since is void and left out whole."""
+    what was shown is counted off; a text that was begun anew since is void and left out whole.
+
+    A run takes back the message that is open, a batch all of an item's text: what ended before is then said again.
+    """
 
     def __init__(self, item_id: str, past: ItemPast) -> None:
         self._item_id = item_id
@@ -57,31 +63,37 @@ class ItemText:
         self._time = 0
         """How often the text was begun anew."""
         self._left_out = self._to_leave_out()
+        self._open: dict[str, list[str]] = {}
+        self._ended: dict[str, list[str]] = {}
+        """The text of the messages, by their ids."""
+        self._new: list[tuple[str, str]] = []
+        """What is to be told now: the id of the message, and a part of it."""
 
     def events(self, head: Head, block: Block) -> Sequence[AnyEvent]:
         events: list[AnyEvent] = []
-        texts: list[str] = []
-        message_id = ""
         for event in block.events:
             if isinstance(event, TextDelta):
-                message_id = event.message_id
-                texts.append(self._new_part(event.delta))
+                self._open.setdefault(event.message_id, []).append(event.delta)
+                self._say(event.message_id, event.delta)
+            elif isinstance(event, MessageEnd):
+                self._ended[event.message_id] = self._open.pop(event.message_id, [])
             elif isinstance(event, AttemptStarted) and event.mode == "restart":
-                events += self._text(head, message_id, texts)
-                texts = []
+                events += self._told(head)
                 events += self._begin_anew()
-        return [*events, *self._text(head, message_id, texts)]
+        return [*events, *self._told(head)]
 
-    def _new_part(self, delta: str) -> str:
-        if not self._left_out:
-            return delta
-        skipped = int(min(self._left_out, len(delta)))
+    def _say(self, message_id: str, text: str) -> None:
+        skipped = int(min(self._left_out, len(text)))
         self._left_out -= skipped
-        return delta[skipped:]
+        if part := text[skipped:]:
+            self._new.append((message_id, part))
 
     def _begin_anew(self) -> Sequence[AnyEvent]:
         self._time += 1
         self._left_out = self._to_leave_out()
+        self._open.clear()
+        for message_id, texts in self._ended.items():
+            self._say(message_id, "".join(texts))
         return [Data(name=BATCH_RESTARTED, value=self._item_id)] if self._time >= len(self._shown) else []
 
     def _to_leave_out(self) -> float:
@@ -90,9 +102,15 @@ class ItemText:
             return math.inf
         return self._shown[last] if self._time == last else 0
 
-    def _text(self, head: Head, message_id: str, texts: Sequence[str]) -> Sequence[AnyEvent]:
-        """One event for all of a block, however many pieces it came in."""
-        text = "".join(texts)
-        if not text:
-            return []
-        return [TextDelta(message_id=message_id, step_id=self._item_id, agent=head.run.agent, delta=text)]
+    def _told(self, head: Head) -> Sequence[AnyEvent]:
+        """One event for all that is new of a message, however many pieces it came in."""
+        new, self._new = self._new, []
+        return [
+            TextDelta(
+                message_id=message_id,
+                step_id=self._item_id,
+                agent=head.run.agent,
+                delta="".join(text for _, text in parts),
+            )
+            for message_id, parts in groupby(new, key=itemgetter(0))
+        ]

@@ -5,6 +5,7 @@
 own item depends on is left as it is: a JSON Schema has `$ref`s of its own.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from headrace.errors import BatchReferenceInvalid
 
 _MOST_CHARACTERS = 1 << 20
 """Of all results that go into one body: references can multiply what they refer to."""
+_NO_ESCAPE = re.compile(r"~(?![01])")
 
 
 def resolved(body: Any, responses: Mapping[str, Response]) -> Any:
@@ -37,7 +39,7 @@ class _Resolver:
         if len(node) == 1:
             if (reference := self._reference(node)) is not None:
                 return self._look_up(*reference)
-            if isinstance(parts := node.get("$text"), list) and all(map(self._is_text, parts)):
+            if isinstance(parts := node.get("$text"), list) and self._is_text(parts):
                 return "".join(map(self._text, parts))
         return {name: self.resolve(each) for name, each in node.items()}
 
@@ -46,12 +48,17 @@ class _Resolver:
         reference = node.get("$ref")
         if not isinstance(reference, str):
             return None
-        id, _, pointer = reference.partition("#")
-        return (id, pointer) if id in self._documents else None
+        for mark in ("#/", "#"):  # an id may have a `#` in it
+            id, found, rest = reference.partition(mark)
+            if id in self._documents:
+                return id, found[1:] + rest
+        return None
 
-    def _is_text(self, part: Any) -> bool:
-        return isinstance(part, str) or (
-            isinstance(part, dict) and len(part) == 1 and self._reference(part) is not None
+    def _is_text(self, parts: Sequence[Any]) -> bool:
+        """Whether they are words and references, of these at least one."""
+        others = [part for part in parts if not isinstance(part, str)]
+        return bool(others) and all(
+            isinstance(part, dict) and len(part) == 1 and self._reference(part) is not None for part in others
         )
 
     def _text(self, part: Any) -> str:
@@ -68,7 +75,7 @@ class _Resolver:
 
 def point(document: Any, pointer: str) -> Any:
     """What a JSON Pointer leads to. Raises `BatchReferenceInvalid`."""
-    if pointer and not pointer.startswith("/"):
+    if (pointer and not pointer.startswith("/")) or _NO_ESCAPE.search(pointer):
         raise BatchReferenceInvalid
     for part in pointer.split("/")[1:]:
         document = _step(document, part.replace("~1", "/").replace("~0", "~"))

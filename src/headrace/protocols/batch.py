@@ -35,7 +35,7 @@ _MAX_HEADERS = 16
 class BatchItem(BaseModel):
     """A call, as it would be made by itself."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     id: Name
     method: Annotated[str, Field(max_length=64)] = Field(examples=["POST"])
@@ -91,7 +91,8 @@ class Batch:
 
     name = "batch"
     stateless = True
-    restarts = True
+    restarts = False
+    """Of a run that is no batch. A batch never begins anew; that an item does, it says by itself."""
 
     def __init__(self, chunk_size: int = 100) -> None:
         self._chunk_size = chunk_size

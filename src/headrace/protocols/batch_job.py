@@ -29,7 +29,7 @@ Which: TypeAlias = Literal["succeeded", "failed"]
 
 
 class BatchJob:
-    """All of a job: results, how far it has got, its end."""
+    """All of a job: results, how far it has got, its end. Of a run that is no job, its start and its end."""
 
     name = "batch_job"
     stateless = True
@@ -41,19 +41,20 @@ class BatchJob:
 
 class BatchJobView:
     def __init__(self, run: Run) -> None:
-        self._run = run
+        self._run_id = run.id
+        self._total = run.input.get("items")
 
     def frames(self, offset: int, event: Event | Unknown, encoded: bytes) -> Sequence[bytes]:
         if isinstance(event, Data):
             if event.name == JOB_RESULT:
                 return (to_json({"type": "result", **line(event.value)}),)
             if event.name == JOB_TALLY:
-                return (to_json({"type": "progress", "total": self._run.input["items"], **event.value}),)
+                return (to_json({"type": "progress", "total": self._total, **event.value}),)
             return ()
         if isinstance(event, RunStarted):
-            return (to_json({"type": "started", "job_id": self._run.id, "total": self._run.input["items"]}),)
+            return (to_json({"type": "started", "job_id": self._run_id, "total": self._total}),)
         if isinstance(event, RunCompleted):
-            return (to_json({"type": "finished", "job_id": self._run.id}),)
+            return (to_json({"type": "finished", "job_id": self._run_id}),)
         if isinstance(event, RunFailed):
             return (self.error(event.error),)
         if isinstance(event, RunCancelled):

@@ -20,12 +20,14 @@ from headrace.errors import (
     BatchStreamForbidden,
     HeadraceError,
     MethodNotAllowed,
+    NotAcceptable,
     NotFound,
 )
 from headrace.identity import Principal
 from headrace.limits import Limiter
 from headrace.runs import Birth
-from headrace.server.starting import BIRTH
+from headrace.server import accept
+from headrace.server.starting import BIRTH, EVENT_STREAM, JSON, LINES
 
 _OPERATIONS: tuple[tuple[re.Pattern[str], frozenset[str]], ...] = tuple(
     (re.compile(pattern), frozenset(methods))
@@ -58,7 +60,7 @@ class InProcess:
         headers = _headers(item.headers)
         if not self._still_valid(principal):
             raise AuthRevoked
-        if birth.number > 1:  # the request that brought the batch was counted for the first one
+        if birth.number > 1 and not birth.again:  # the request that brought the batch was counted for the first one
             self._limits.request(principal)
         body = json.dumps(item.body).encode() if item.body is not None else b""
         reply = _Reply(body)
@@ -86,21 +88,27 @@ def _methods(path: str) -> frozenset[str] | None:
 def _headers(given: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     headers = []
     for name, value in given.items():
-        if name.lower() not in _HEADERS or not (value.isascii() and value.isprintable()):
+        if not (name.isascii() and name.lower() in _HEADERS and value.isascii() and value.isprintable()):
             raise BatchHeaderForbidden
-        if name.lower() == "accept" and ("event-stream" in value or "ndjson" in value):
-            raise BatchStreamForbidden
         headers.append((name.lower().encode(), value.encode()))
     if len({name for name, _ in headers}) != len(headers):
         raise BatchHeaderForbidden
+    if any(name == b"accept" and _asks_for_stream(value.decode()) for name, value in headers):
+        raise BatchStreamForbidden
     return headers
+
+
+def _asks_for_stream(value: str) -> bool:
+    try:
+        return accept.choose(value, [JSON, EVENT_STREAM, LINES]) != JSON
+    except NotAcceptable:
+        return False  # as its route will say
 
 
 def _scope(
     item: Item, headers: list[tuple[bytes, bytes]], length: int, principal: Principal, birth: Birth
 ) -> dict[str, Any]:
-    given = {name for name, _ in headers}
-    if b"content-type" not in given and length:
+    if b"content-type" not in {name for name, _ in headers}:
         headers.append((b"content-type", b"application/json"))
     headers.append((b"content-length", str(length).encode()))
     return {
@@ -157,5 +165,6 @@ class _Reply:
             error=problem.get("detail", HeadraceError.detail),
             code=problem.get("code", HeadraceError.code),
             errors=problem.get("errors"),
+            budget=problem.get("budget"),
             run_id=self._run_id,
         )

@@ -75,8 +75,7 @@ class JobLines:
             self._rest += rest
         for line in lines:
             self._take(line)
-        if len(self._rest) > self._services.max_body_bytes:
-            raise BodyTooLarge("A line of the file is larger than this server takes as one body.")
+        self._check_length(self._rest)
 
     def end(self) -> None:
         """Raises `BatchFileInvalid`, and what `feed` raises."""
@@ -87,21 +86,27 @@ class JobLines:
             raise BatchFileInvalid(errors=self._faults)
 
     def _take(self, line: bytes) -> None:
+        self._check_length(line)
         self._number += 1
+        most = self._services.batch.max_lines
+        if self._number > 2 * most + 1:  # blank lines cost time as well
+            raise BatchTooLarge(f"A file has at most {2 * most:,} lines here, blank ones included.")
         line = line.strip(b" \t\r")
         if not line or len(self._faults) >= _MOST_FAULTS:
             return
-        if self._file.count >= self._services.batch.max_lines:
-            most = self._services.batch.max_lines
+        if self._file.count >= most:
             raise BatchTooLarge(f"A batch job has at most {most:,} operations here. Send several.")
         try:
-            if len(line) > self._services.max_body_bytes:
-                raise BodyTooLarge
             operation = self._operation(line)
         except (HeadraceError, ValidationError) as error:
             self._faults.append({"line": self._number, "detail": _words(error)})
         else:
             self._file.write(operation)
+
+    def _check_length(self, line: bytes | bytearray) -> None:
+        """Of the next line, or of what there is of it."""
+        if len(line) - line.endswith(b"\r") > self._services.max_body_bytes:
+            raise BodyTooLarge(f"Line {self._number + 1} of the file is larger than this server takes as one body.")
 
     def _operation(self, text: bytes) -> Operation:
         line = JobLine.model_validate(strict_json.loads(text))
@@ -119,7 +124,10 @@ class JobLines:
 
     def _run(self, line: JobLine, id: str, body_type: type[ChatRequest] | type[StartRun]) -> Operation:
         _check_method(line)
-        command = _body(body_type, line).command()
+        body = _body(body_type, line)
+        if isinstance(body, ChatRequest) and body.model not in (None, *self._services.models()):
+            raise InvalidField(errors=[{"pointer": "/body/model", "detail": "no model of this name is served here"}])
+        command = body.command()
         if not self._services.runs.has_agent(command.agent):
             raise NotFound("there is no such agent")
         return Operation(

@@ -5,8 +5,7 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
-import msgspec
-
+from headrace import partial_json
 from headrace.events import AnyEvent, InputReceived, InputRequested
 from headrace.ports import Inbox, Input, ToolCall
 
@@ -75,8 +74,11 @@ class Approval:
 
 
 def _readable(arguments: str) -> Any:
-    """For people who decide: as JSON, or as the text that is none."""
+    """For people who decide: as JSON, or as the text that is none. That is not run, but they need not know."""
+    text = arguments.strip() or "{}"
+    if not text.startswith("{"):
+        return arguments
     try:
-        return msgspec.json.decode(arguments or "{}")
-    except (msgspec.MsgspecError, ValueError):
+        return partial_json.decode(text)
+    except ValueError:
         return arguments

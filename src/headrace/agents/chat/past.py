@@ -1,6 +1,7 @@
 """What earlier attempts at a run had done, read from its log."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -23,6 +24,8 @@ from headrace.events import (
 )
 from headrace.ports import Message, ModelState, ToolCall
 
+AnyCall = TypeVar("AnyCall", Call, ToolCall)
+
 
 class Past:
     """Whole steps as messages, the calls of the last one that have no result, and what was said in an open one."""
@@ -44,7 +47,9 @@ class Past:
         """A message was open."""
         self._text: list[str] = []
         self._reasoning: list[str] = []
-        self._calls: dict[str, Call] = {}
+        self._begun_calls: list[Call] = []
+        """Of the open message, in order. Some models give several calls of a message the same id."""
+        self._whole_calls: list[Call] = []
         self.model: str | None = None
         """That was asked for the open message."""
         self.usages = 0
@@ -71,7 +76,7 @@ class Past:
     @property
     def calls(self) -> tuple[ToolCall, ...]:
         """That the open message had begun."""
-        return tuple(call.whole() for call in self._calls.values())
+        return tuple(call.whole() for call in (*self._whole_calls, *self._begun_calls))
 
     @property
     def finished(self) -> bool:
@@ -103,14 +108,22 @@ class Past:
 
     def _take_call(self, event: Event | Unknown) -> None:
         if isinstance(event, ToolCallStart):
-            self._calls[event.tool_call_id] = Call(event.tool_call_id, event.name)
+            self._begun_calls.append(Call(event.tool_call_id, event.name))
         elif isinstance(event, ToolCallArgs):
-            self._calls[event.tool_call_id].arguments.append(event.delta)
-            self.unpaid += len(event.delta)
+            self._go_on_with_call(event)
         elif isinstance(event, ToolCallEnd):
-            self._calls[event.tool_call_id] = Call(event.tool_call_id, event.name, [event.args])
+            _take_first(self._begun_calls, event.tool_call_id)
+            self._whole_calls.append(Call(event.tool_call_id, event.name, [event.args]))
         elif isinstance(event, ToolCallResult) and not event.preliminary:
             self._answer(event)
+
+    def _go_on_with_call(self, event: ToolCallArgs) -> None:
+        """A model writes one call after the other, so of several with this id it is the last."""
+        self.unpaid += len(event.delta)
+        for call in reversed(self._begun_calls):
+            if call.id == event.tool_call_id:
+                call.arguments.append(event.delta)
+                return
 
     def _open(self, event: MessageStart) -> None:
         self.begun = True
@@ -124,7 +137,7 @@ class Past:
             self.model = event.model
 
     def _void(self) -> None:
-        self._text, self._reasoning, self._calls = [], [], {}
+        self._text, self._reasoning, self._begun_calls, self._whole_calls = [], [], [], []
 
     def _close(self, event: MessageEnd) -> None:
         calls = self.calls
@@ -138,8 +151,17 @@ class Past:
 
     def _answer(self, event: ToolCallResult) -> None:
         """A call of the open message that has a result is void: its model broke off, and it was never run."""
-        if self._calls.pop(event.tool_call_id, None) is not None:
+        if _take_first(self._whole_calls, event.tool_call_id):
             return
-        self.unanswered = [call for call in self.unanswered if call.id != event.tool_call_id]
+        _take_first(self.unanswered, event.tool_call_id)
         self.answered += 1
         self.messages.append(Message(role="tool", content=event.output, tool_call_id=event.tool_call_id))
+
+
+def _take_first(calls: list[AnyCall], call_id: str) -> bool:
+    """Calls of one id are ended, and answered, in their order."""
+    for index, call in enumerate(calls):
+        if call.id == call_id:
+            del calls[index]
+            return True
+    return False

@@ -42,7 +42,7 @@ class ToolUse:
                 messages.append(_told(result))
                 yield result
                 continue
-            if may_have_run and not self._tools.may_repeat(call.name):
+            if may_have_run and not self._may_repeat(call.name, asked=approval is not None):
                 raise ToolOutcomeUnknown
             may_have_run = False
             async with aclosing(self._tools.execute(call, self._context.run)) as outcomes:
@@ -53,12 +53,19 @@ class ToolUse:
                     yield result
 
     def _approval(self, request_id: str, call: ToolCall, past: Past | None) -> Approval | None:
-        tool = self._tools.find(call.name, self._context.run.scopes)
-        if tool is None or not tool.approval:
-            return None
+        """None where nobody has to agree. Who was asked once is waited for, whatever has become of the tool since."""
         asked = past.asked.get(request_id) if past is not None else None
         answered = past.answers.get(request_id) if past is not None else None
+        tool = self._tools.find(call.name, self._context.run.scopes)
+        if asked is None and (tool is None or not tool.approval):
+            return None
         return Approval(request_id, call, asked=asked, answered=answered)
+
+    def _may_repeat(self, name: str, *, asked: bool) -> bool:
+        """A tool that somebody was asked about was there, so one that is gone now may have run as well."""
+        if asked and self._tools.find(name, self._context.run.scopes) is None:
+            return False
+        return self._tools.may_repeat(name)
 
 
 def _refused(call: ToolCall, approval: Approval) -> ToolCallResult:

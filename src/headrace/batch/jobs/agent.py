@@ -6,26 +6,29 @@ is run twice, none is lost, each has one result.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 import structlog
 
 from headrace.batch.item import Response, refusal
+from headrace.batch.jobs import notice
 from headrace.batch.jobs.file import JobFiles, Operation
 from headrace.batch.jobs.pace import Pace
 from headrace.batch.jobs.slots import Slots
 from headrace.batch.jobs.tally import Tally, Throughput
-from headrace.errors import AuthRevoked, Cancelled, HeadraceError, InvalidField, StorageFull
-from headrace.events import JOB_RESULT, JOB_TALLY, OUTPUT, AnyEvent, Data, RunCancelled, RunFailed, ToolCallResult
+from headrace.errors import AuthRevoked, Cancelled, HeadraceError, InvalidField, NotFound, StorageFull
+from headrace.events import JOB_RESULT, JOB_TALLY, OUTPUT, AnyEvent, Data, RunCancelled, RunFailed
 from headrace.identity import Principal
-from headrace.ports import AgentItem, Created, Run, RunContext, child_id
-from headrace.runs import Birth, Runs
+from headrace.ports import AgentItem, Head, Run, RunContext, child_id
+from headrace.runs import Birth, Outcome, Runs
 
 logger = structlog.get_logger("headrace.batch")
+
+T = TypeVar("T")
 
 NAME = "batch_job"
 """Of the agent."""
@@ -46,6 +49,13 @@ class JobInput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     retry_of: str | None = None
 
 
+class _Open(NamedTuple):
+    """An operation on its way to its result."""
+
+    birth: Birth
+    task: "asyncio.Task[None]"
+
+
 class JobAgent:
     """`slots` are shared by all jobs. `may_go_on` says whether the caller's right still holds."""
 
@@ -60,14 +70,15 @@ class JobAgent:
         self._throughput = Throughput()
         self._done: set[int] = set()
         """Lines that have a result."""
-        self._open: dict[int, asyncio.Task[None]] = {}
+        self._last_begun = 0
+        """No later line has become a run in an earlier attempt."""
+        self._open: dict[int, _Open] = {}
         """By line."""
         self._results: list[AnyEvent] = []
         """That are to be written."""
         self._news = asyncio.Event()
         self._room = asyncio.Event()
-        self._cancelled = False
-        self._run: Run | None = None
+        self._cancelled = asyncio.Event()
         self._starting: asyncio.Future[None] | None = None
 
     async def run(self, context: RunContext) -> AsyncIterator[AgentItem]:
@@ -75,10 +86,9 @@ class JobAgent:
             job = msgspec.convert(context.run.input, JobInput)
         except msgspec.ValidationError as error:
             raise InvalidField from error
-        self._run = context.run
         if context.attempt > 1:
-            await self._fold(context.run)
-        feeding = asyncio.ensure_future(self._feed(context, job))
+            await self._look_back(context.run, job)
+        feeding = asyncio.ensure_future(self._feed(context.run, job))
         feeding.add_done_callback(lambda _: self._news.set())
         try:
             async with aclosing(self._written(feeding)) as events:
@@ -86,7 +96,7 @@ class JobAgent:
                     yield some
             feeding.result()
         finally:
-            tasks = [feeding, *self._open.values()]
+            tasks = [feeding, *(each.task for each in self._open.values())]
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
@@ -95,18 +105,23 @@ class JobAgent:
 
     async def cancel(self) -> None:
         """Start no more; what has begun is cancelled, and its result is that. Results that there are stay."""
-        self._cancelled = True
+        self._cancelled.set()
         if self._starting is not None:
             self._starting.cancel()
-        await asyncio.gather(*(self._cancel_child(line) for line in list(self._open)))
+        await asyncio.gather(*(self._cancel_child(each.birth) for each in list(self._open.values())))
 
-    async def _fold(self, run: Run) -> None:
+    async def _look_back(self, run: Run, job: JobInput) -> None:
+        """What earlier attempts have left."""
         head = await self._runs.get(run.principal, run.id)
         async for blocks in self._runs.read(head, 0):
             for event in chain.from_iterable(block.events for block in blocks):
                 self._tally.take(event)
                 if isinstance(event, Data) and event.name == JOB_RESULT:
                     self._done.add(event.value["line"])
+        self._throughput = Throughput(self._tally.done)
+        # Lines are begun in their order, so many at a time at most: the last one of all is among the last so many.
+        newest = await self._runs.list(run.principal, limit=job.concurrency + 2, parent=run.id)
+        self._last_begun = max((_number(child) for child in newest), default=0)
 
     async def _written(self, feeding: "asyncio.Future[None]") -> AsyncGenerator[Sequence[AnyEvent], None]:
         """What is to be written, as it comes: many results are one append."""
@@ -124,93 +139,141 @@ class JobAgent:
             if results:
                 yield results
 
-    async def _feed(self, context: RunContext, job: JobInput) -> None:
+    async def _feed(self, run: Run, job: JobInput) -> None:
         """All operations, from the first that is started to the last that has its result."""
-        self._starting = asyncio.ensure_future(self._start_all(context, job))
+        await self._make_notice(run, job)
+        starting = self._starting = asyncio.ensure_future(self._start_all(run, job))
         try:
-            await asyncio.wait([self._starting])
-            if not self._cancelled:
-                self._starting.result()
+            if self._cancelled.is_set():
+                starting.cancel()
+            await asyncio.wait([starting])
+            if self._cancelled.is_set():
+                await self._end_begun(run)
             while self._open:
-                await asyncio.wait(list(self._open.values()))
+                await asyncio.wait([each.task for each in self._open.values()])
+            if not self._cancelled.is_set():
+                starting.result()
         finally:
-            self._starting.cancel()
+            starting.cancel()
 
-    async def _start_all(self, context: RunContext, job: JobInput) -> None:
+    async def _make_notice(self, run: Run, job: JobInput) -> None:
+        """Who took the job may have died before."""
+        if (url := job.webhook) is not None:
+            with suppress(Cancelled):
+                await self._patiently(lambda: notice.start(self._runs, run, url))
+
+    async def _start_all(self, run: Run, job: JobInput) -> None:
         """In the order of the file, as many at a time as there may be."""
         pace = Pace(job.rate)
         own = asyncio.Semaphore(job.concurrency)
-        async with aclosing(self._files.read(context.run.id)) as batches:
+
+        def ended(_: object) -> None:
+            own.release()
+            self._slots.release(run.owner)
+
+        async with aclosing(self._files.read(run.id)) as batches:
             async for operations in batches:
                 for line, operation in operations:
                     if line in self._done:
                         continue
                     await self._has_room()
-                    await pace.next()
                     await own.acquire()
-                    await self._slots.acquire(context.run.owner)
-                    self._start(context, line, operation, own)
+                    await pace.next()
+                    await self._slots.acquire(run.owner)
+                    self._start(run, line, operation).add_done_callback(ended)
 
     async def _has_room(self) -> None:
         while len(self._results) > _UNWRITTEN:
             self._room.clear()
             await self._room.wait()
 
-    def _start(self, context: RunContext, line: int, operation: Operation, own: asyncio.Semaphore) -> None:
-        def ended(_: object) -> None:
-            del self._open[line]
-            own.release()
-            self._slots.release(context.run.owner)
+    async def _end_begun(self, run: Run) -> None:
+        """Of a cancelled job: what an earlier attempt had begun, and this one has not come to."""
+        async with aclosing(self._files.read(run.id)) as batches:
+            async for operations in batches:
+                for line, operation in operations:
+                    if line > self._last_begun:
+                        return
+                    if line not in self._done and line not in self._open and await self._begun(run, line) is not None:
+                        self._start(run, line, operation)
 
-        task = self._open[line] = asyncio.ensure_future(self._work(context, line, operation))
-        task.add_done_callback(ended)
+    def _start(self, run: Run, line: int, operation: Operation) -> "asyncio.Task[None]":
+        birth = Birth(run, line)
+        task = asyncio.ensure_future(self._work(birth, operation))
+        self._open[line] = _Open(birth, task)
+        task.add_done_callback(lambda _: self._open.pop(line))
+        return task
 
-    async def _work(self, context: RunContext, line: int, operation: Operation) -> None:
-        response = await self._response(context, line, operation)
-        value = {"line": line, "kind": operation.kind, **msgspec.to_builtins(response)}
+    async def _work(self, birth: Birth, operation: Operation) -> None:
+        response = await self._response(birth, operation)
+        value = {"line": birth.number, "kind": operation.kind, **msgspec.to_builtins(response)}
         self._tally.count(failed=response.failed)
+        self._done.add(birth.number)
         self._results.append(Data(name=JOB_RESULT, value=value))
         self._news.set()
 
-    async def _response(self, context: RunContext, line: int, operation: Operation) -> Response:
-        principal = context.run.principal
-        run_id = child_id(context.run.id, line)
+    async def _response(self, birth: Birth, operation: Operation) -> Response:
+        run_id: str | None = None
         try:
-            if not self._may_go_on(principal):
-                raise AuthRevoked
-            birth = Birth(context.run, line, again=context.attempt > 1)
-            created = await self._started(principal, operation, birth)
-            if self._cancelled:
-                await self._cancel_child(line)
-            end, result = await self._runs.outcome(created.head)
+            head = await self._begun(birth.parent, birth.number) or await self._begin(birth, operation)
+            run_id = head.run.id
+            if self._cancelled.is_set():
+                await self._cancel_child(birth)
+            return _response_of(operation, run_id, await self._runs.outcome(head))
         except HeadraceError as error:
-            return refusal(operation.id, error)
+            return refusal(operation.id, error, run_id=run_id)
         except Exception:  # of one operation, which the others have nothing to do with
-            logger.exception("operation failed", run_id=run_id, line=line)
-            return refusal(operation.id, HeadraceError())
-        if isinstance(end, RunFailed):
-            why = end.error
-            return Response(id=operation.id, status=why.status, error=why.message, code=why.code, run_id=run_id)
-        if isinstance(end, RunCancelled):
-            return refusal(operation.id, Cancelled(), run_id=run_id)
-        return Response(id=operation.id, status=200, body=_body(end.output, result), run_id=run_id)
+            logger.exception("operation failed", run_id=child_id(birth.parent.id, birth.number))
+            return refusal(operation.id, HeadraceError(), run_id=run_id)
 
-    async def _started(self, principal: Principal, operation: Operation, birth: Birth) -> Created:
-        """Waits while the disk is full: that is no fault of the operation."""
+    async def _begun(self, run: Run, line: int) -> Head | None:
+        """The run that the line has become in an earlier attempt."""
+        if line > self._last_begun:
+            return None
+        try:
+            return await self._runs.get(run.principal, child_id(run.id, line))
+        except NotFound:
+            return None
+
+    async def _begin(self, birth: Birth, operation: Operation) -> Head:
+        principal = birth.parent.principal
+        if self._cancelled.is_set():
+            raise Cancelled
+        if not self._may_go_on(principal):
+            raise AuthRevoked
+        command, own = operation.command(), operation.kind == "tool"
+        created = await self._patiently(lambda: self._runs.start(principal, command, own=own, birth=birth))
+        return created.head
+
+    async def _patiently(self, start: Callable[[], Awaitable[T]]) -> T:
+        """Waits while the disk is full: that is no fault of an operation. Raises `Cancelled`."""
         while True:
             try:
-                return await self._runs.start(principal, operation.command(), own=operation.kind == "tool", birth=birth)
+                return await start()
             except StorageFull as error:
-                await asyncio.sleep(error.retry_after or 1.0)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._cancelled.wait(), error.retry_after or 1.0)
+                if self._cancelled.is_set():
+                    raise Cancelled from error
 
-    async def _cancel_child(self, line: int) -> None:
-        assert self._run is not None
-        try:
-            await self._runs.cancel(self._run.principal, child_id(self._run.id, line), by=NAME)
-        except HeadraceError:
-            return  # it has not come to be, and will be cancelled as soon as it has
+    async def _cancel_child(self, birth: Birth) -> None:
+        await birth.prevent()
+        with suppress(HeadraceError):  # it has not come to be
+            await self._runs.cancel(birth.parent.principal, child_id(birth.parent.id, birth.number), by=NAME)
 
 
-def _body(output: str, result: ToolCallResult | None) -> Any:
-    """As JSON where a tool gave JSON."""
-    return msgspec.json.decode(output) if result is not None and result.is_json else output
+def _response_of(operation: Operation, run_id: str, outcome: Outcome) -> Response:
+    end = outcome.end
+    if isinstance(end, RunFailed):
+        why = end.error
+        return Response(id=operation.id, status=why.status, error=why.message, code=why.code, run_id=run_id)
+    if isinstance(end, RunCancelled):
+        return refusal(operation.id, Cancelled(), run_id=run_id)
+    body: Any = end.output
+    if operation.kind == "tool" and outcome.result is not None and outcome.result.is_json:
+        body = msgspec.json.decode(body)
+    return Response(id=operation.id, status=200, body=body, run_id=run_id)
+
+
+def _number(child: Head) -> int:
+    return int(child.run.id.rpartition("_")[2])

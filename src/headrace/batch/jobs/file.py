@@ -1,18 +1,25 @@
 """The operations of a job: one file in the data directory, a line for each, written once and then only read."""
 
 import asyncio
+import errno
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import suppress
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
 
 import msgspec
 
+from headrace.errors import LogCorrupt, StorageFull
 from headrace.ports import StartCommand
 
 _LINES_AT_A_TIME = 256
+_BYTES_AT_A_TIME = 1 << 18
 _SUFFIX = ".jsonl"
+_NEW = ".new"
+_OURS = re.compile(r"(run_[0-9a-z]{26})\.(?:jsonl|new)")
+"""Names of our files: a data directory may hold somebody's own files as well."""
 
 Kind: TypeAlias = Literal["chat", "run", "tool"]
 """Which single call the operation is like: its result looks like the answer to that one."""
@@ -48,14 +55,11 @@ class JobFiles:
 
     async def read(self, run_id: str) -> AsyncGenerator[Sequence[tuple[int, Operation]], None]:
         """All operations with their line numbers, 1, 2, 3 ..., some at a time. Raises `FileNotFoundError`."""
-        file = await asyncio.to_thread(self._path(run_id).open, "rb")
-        try:
+        with self._path(run_id).open("rb") as file:
             number = 1
             while operations := await asyncio.to_thread(_read_some, file):
                 yield list(enumerate(operations, number))
                 number += len(operations)
-        finally:
-            file.close()
 
     async def delete(self, run_id: str) -> None:
         with suppress(FileNotFoundError):
@@ -66,31 +70,37 @@ class JobFiles:
         if not self._folder.is_dir():
             return
         for path in await asyncio.to_thread(lambda: sorted(self._folder.iterdir())):
-            if path.suffix != _SUFFIX or not await is_known(path.name.removesuffix(_SUFFIX)):
-                await asyncio.to_thread(path.unlink, missing_ok=True)
+            ours = _OURS.fullmatch(path.name)
+            if ours is not None and (path.suffix == _NEW or not await _may_be_known(is_known, ours[1])):
+                with suppress(OSError):
+                    await asyncio.to_thread(path.unlink)
 
     def _path(self, run_id: str) -> Path:
         return self._folder / f"{run_id}{_SUFFIX}"
 
 
 class NewJobFile:
-    """Nobody sees it before it is `kept`, which comes after the last byte is on disk."""
+    """Nobody sees it before it is `kept`, which comes after the last byte is on disk. Raises `StorageFull`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = path.with_suffix(".new").open("wb")
+        with _full_disk_told():
+            self._file = path.with_suffix(_NEW).open("wb")
         self.count = 0
 
     def write(self, operation: Operation) -> None:
-        self._file.write(_encoder.encode(operation) + b"\n")
+        with _full_disk_told():
+            self._file.write(_encoder.encode(operation) + b"\n")
         self.count += 1
 
     async def keep(self) -> None:
-        await asyncio.to_thread(self._keep)
+        with _full_disk_told():
+            await asyncio.to_thread(self._keep)
 
     def discard(self) -> None:
         """Where it was not kept. Any number of times."""
-        self._file.close()
+        with suppress(OSError):  # what is still to be written may find the disk full
+            self._file.close()
         with suppress(FileNotFoundError):
             os.unlink(self._file.name)
 
@@ -106,8 +116,27 @@ class NewJobFile:
             os.close(folder)
 
 
+@contextmanager
+def _full_disk_told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(retry_after=5) from error
+        raise
+
+
+async def _may_be_known(is_known: Callable[[str], Awaitable[bool]], run_id: str) -> bool:
+    try:
+        return await is_known(run_id)
+    except LogCorrupt:  # nobody can tell, so its file stays
+        return True
+
+
 def _read_some(file: IO[bytes]) -> list[Operation]:
     lines: list[Operation] = []
-    while len(lines) < _LINES_AT_A_TIME and (line := file.readline()):
+    room = _BYTES_AT_A_TIME
+    while len(lines) < _LINES_AT_A_TIME and room > 0 and (line := file.readline()):
         lines.append(_decoder.decode(line))
+        room -= len(line)
     return lines

@@ -3,6 +3,7 @@
 A receiver may hear of one job more than once, each time with the same id.
 """
 
+import asyncio
 import hashlib
 import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,8 +16,8 @@ import structlog
 from headrace.errors import InvalidField, ToolUnavailable
 from headrace.events import OUTPUT, Data
 from headrace.identity import Owner
-from headrace.ports import AgentItem, Head, RunContext
-from headrace.runs import Runs
+from headrace.ports import AgentItem, Head, Run, RunContext, StartCommand
+from headrace.runs import Birth, Runs
 from headrace.webhook import Webhooks
 
 logger = structlog.get_logger("headrace.batch")
@@ -45,15 +46,19 @@ class NoticeAgent:
         self._webhooks = webhooks
         self._describe = describe
         self._secret = secret
+        self._task: asyncio.Task[object] | None = None
 
     async def run(self, context: RunContext) -> AsyncIterator[AgentItem]:
+        self._task = asyncio.current_task()
         try:
             notice = msgspec.convert(context.run.input, NoticeInput)
         except msgspec.ValidationError as error:
             raise InvalidField from error
         principal = context.run.principal
-        await self._runs.result(await self._runs.get(principal, notice.job))
         head = await self._runs.get(principal, notice.job)
+        if not head.closed:
+            await self._runs.result(head)
+            head = await self._runs.get(principal, notice.job)
         document = {
             "type": f"batch_job.{head.state}",
             "timestamp": datetime.fromtimestamp(head.ended or 0.0, UTC).isoformat(),
@@ -65,7 +70,15 @@ class NoticeAgent:
             raise ToolUnavailable("The webhook did not take the message.")
 
     async def cancel(self) -> None:
-        """Nothing to ask: cancelling the task ends the waiting and the sending."""
+        """At once: there is nothing to be ended in order."""
+        if self._task is not None:
+            self._task.cancel()
+
+
+async def start(runs: Runs, job: Run, url: str) -> None:
+    """Made once, however often it is asked for. Raises `StorageFull`."""
+    command = StartCommand(agent=NAME, input={"job": job.id, "url": url})
+    await runs.start(job.principal, command, own=True, birth=Birth(job, NUMBER))
 
 
 def owner_secret(server_secret: bytes, owner: Owner) -> bytes:

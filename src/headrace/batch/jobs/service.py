@@ -1,6 +1,7 @@
 """Jobs on behalf of a principal: make, look at, list, cancel, try again, delete."""
 
 from collections.abc import Callable, Sequence
+from contextlib import aclosing, suppress
 from itertools import chain
 from typing import Any
 
@@ -9,13 +10,22 @@ import msgspec
 from headrace.batch.jobs import agent, notice
 from headrace.batch.jobs.agent import JobInput
 from headrace.batch.jobs.file import JobFiles, NewJobFile
-from headrace.batch.jobs.tally import tally_of
+from headrace.batch.jobs.tally import Tally, tally_of
 from headrace.egress import Egress
-from headrace.errors import InvalidField, NotFound, RunActive, URLDenied
+from headrace.errors import (
+    InvalidField,
+    LogCorrupt,
+    NotFound,
+    PositionGone,
+    RunActive,
+    StorageFailed,
+    StorageFull,
+    URLDenied,
+)
 from headrace.events import JOB_RESULT, Data
 from headrace.identity import Owner, Principal
 from headrace.ports import Created, Head, Idempotency, StartCommand, child_id
-from headrace.runs import Birth, Runs, new_run_id
+from headrace.runs import Runs, new_run_id
 
 
 class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +68,8 @@ class Jobs:
     ) -> Created:
         """Commit the job with the operations that were written to `file`. Raises `InvalidField`."""
         self.check(options)
+        if options.webhook is not None:
+            self._secret_of(principal.owner)  # before there is a job, should it have none
         await file.keep()
         job = JobInput(
             items=file.count,
@@ -68,13 +80,16 @@ class Jobs:
             retry_of=retry_of,
         )
         command = StartCommand(agent=agent.NAME, input=msgspec.to_builtins(job))
-        created: Created | None = None
         try:
             created = await self._runs.start(principal, command, idempotency, own=True, run_id=run_id)
-            await self._start_notice(principal, created.head)
-        finally:
-            if created is None or not created.new:
-                await self._files.delete(run_id)
+        except StorageFailed:
+            raise  # it may be there nevertheless, as after a cancel: the next start sees whether it needs its file
+        except Exception:
+            await self._files.delete(run_id)
+            raise
+        if not created.new:
+            await self._files.delete(run_id)
+        await self._start_notice(created.head)
         return created
 
     def check(self, options: JobOptions) -> None:
@@ -95,13 +110,11 @@ class Jobs:
         return await self._runs.list(principal, limit=limit, before=before, agent=agent.NAME)
 
     async def describe(self, head: Head) -> dict[str, Any]:
-        """As it is told to people: what was asked, and how far it has got."""
+        """As it is told to people: what was asked, and how far it has got, which is `None` where the log is gone."""
         job = msgspec.convert(head.run.input, JobInput)
-        tally = await tally_of(self._runs, head)
-        remaining = job.items - tally.done
-        per_second = tally.per_second
-        if head.ended is not None and head.ended > head.run.created:
-            per_second = round(tally.done / (head.ended - head.run.created), 2)
+        tally = await self._tally(head)
+        remaining = job.items - tally.done if tally is not None else None
+        per_second = _per_second(head, tally) if tally is not None else 0.0
         return {
             "id": head.run.id,
             "name": job.name,
@@ -110,18 +123,22 @@ class Jobs:
             "ended": head.ended,
             "counts": {
                 "total": job.items,
-                "succeeded": tally.succeeded,
-                "failed": tally.failed,
+                "succeeded": tally.succeeded if tally is not None else None,
+                "failed": tally.failed if tally is not None else None,
                 "remaining": remaining,
             },
             "per_second": per_second,
-            "seconds_left": round(remaining / per_second, 1) if per_second and not head.closed else None,
+            "seconds_left": round(remaining / per_second, 1) if remaining and per_second and not head.closed else None,
             "concurrency": job.concurrency,
             "rate": job.rate,
             "retry_of": job.retry_of,
             "cancel_requested": head.cancel_by is not None,
             "webhook": await self._describe_webhook(head, job),
         }
+
+    def webhook_secret(self, owner: Owner) -> str:
+        """By which they check what their webhooks are told. Not to be told to anybody else."""
+        return self._secret_of(owner)
 
     async def cancel(self, principal: Principal, job_id: str) -> str:
         """Start no more operations, and cancel those that run. What is done stays."""
@@ -139,10 +156,11 @@ class Jobs:
         succeeded = await self._succeeded(head)
         run_id, file = self.new_file()
         try:
-            async for operations in self._files.read(head.run.id):
-                for number, operation in operations:
-                    if number not in succeeded:
-                        file.write(operation)
+            async with aclosing(self._files.read(head.run.id)) as batches:
+                async for operations in batches:
+                    for number, operation in operations:
+                        if number not in succeeded:
+                            file.write(operation)
             if not file.count:
                 raise InvalidField("Every operation of this job has succeeded: there is nothing to try again.")
             job = msgspec.convert(head.run.input, JobInput)
@@ -154,8 +172,13 @@ class Jobs:
             file.discard()
 
     async def delete(self, principal: Principal, job_id: str) -> None:
-        """With its results and the runs of its operations. Raises `RunActive` while it has not ended."""
+        """With its results and the runs of its operations. Raises `RunActive` while it has not ended. A webhook that
+        has not taken the notice by now is told nothing more."""
         head = await self.get(principal, job_id)
+        if not head.closed:
+            raise RunActive
+        if head.run.input.get("webhook") is not None:
+            await self._end_notice(principal, head)
         await self._runs.delete(principal, head.run.id)
         await self._files.delete(head.run.id)
 
@@ -167,20 +190,40 @@ class Jobs:
                     lines.add(event.value["line"])
         return lines
 
-    async def _start_notice(self, principal: Principal, head: Head) -> None:
-        """At once, so that no way in which the job can end goes past it. Made once, however often it is asked for."""
+    async def _start_notice(self, head: Head) -> None:
+        """At once, so that no way in which the job can end goes past it. Where that cannot be, the job sees to it."""
         url = head.run.input.get("webhook")
-        if url is None:
-            return
-        command = StartCommand(agent=notice.NAME, input={"job": head.run.id, "url": url})
-        await self._runs.start(principal, command, own=True, birth=Birth(head.run, notice.NUMBER))
+        if url is not None:
+            with suppress(StorageFull):
+                await notice.start(self._runs, head.run, url)
+
+    async def _end_notice(self, principal: Principal, head: Head) -> None:
+        notice_id = child_id(head.run.id, notice.NUMBER)
+        with suppress(NotFound):
+            await self._runs.cancel(principal, notice_id)
+            await self._runs.result(await self._runs.get(principal, notice_id))
+
+    async def _tally(self, head: Head) -> Tally | None:
+        try:
+            return await tally_of(self._runs, head)
+        except (PositionGone, LogCorrupt, NotFound):  # of one job, which a list of others has nothing to do with
+            return None
 
     async def _describe_webhook(self, head: Head, job: JobInput) -> dict[str, Any] | None:
         if job.webhook is None:
             return None
-        try:
+        state = "waiting"
+        with suppress(NotFound):
             sent = await self._runs.get(head.run.principal, child_id(head.run.id, notice.NUMBER))
-            state = {"completed": "delivered", "failed": "failed"}.get(sent.state, "waiting")
-        except NotFound:
-            state = "waiting"
-        return {"url": job.webhook, "state": state, "secret": self._secret_of(head.run.owner)}
+            state = _NOTICES.get(sent.state, state)
+        return {"url": job.webhook, "state": state}
+
+
+_NOTICES = {"completed": "delivered", "failed": "failed", "cancelled": "cancelled"}
+
+
+def _per_second(head: Head, tally: Tally) -> float:
+    """Of the last seconds; of a job that has ended, of all of its time."""
+    if head.ended is None or head.ended <= head.run.created:
+        return tally.per_second
+    return round(tally.done / (head.ended - head.run.created), 2)

@@ -10,10 +10,13 @@ import msgspec
 
 from headrace.events import JOB_RESULT, JOB_TALLY, Data, Event, Unknown
 from headrace.ports import Head
+from headrace.position import Position
 from headrace.runs import Runs
 
-_TAIL = 2_000
-"""Events from the end in which a snapshot is looked for first; then ever more."""
+_TAIL = 30
+"""Events from the end in which a snapshot is looked for first. Few, since results may be large."""
+_WIDER = 10
+"""How many times as many are looked through next."""
 _WINDOW = 10.0
 """Seconds over which the throughput is told."""
 
@@ -48,25 +51,26 @@ class Tally(msgspec.Struct, kw_only=True):
 
 async def tally_of(runs: Runs, head: Head) -> Tally:
     """As of now. Raises `PositionGone` where the log was trimmed."""
+    runs.check_position(head, Position(head.run.epoch, 0))
     tail = _TAIL
     while True:
-        after = max(head.first - 1, head.offset - tail)
+        after = max(0, head.offset - tail)
         tally, found = Tally(), after == 0
         async for blocks in runs.read(head, after):
             for event in chain.from_iterable(block.events for block in blocks):
                 found = found or (isinstance(event, Data) and event.name == JOB_TALLY)
                 tally.take(event)
-        if found or after < head.first:
+        if found:
             return tally
-        tail *= 10
+        tail *= _WIDER
 
 
 class Throughput:
-    """Of the last seconds, by a clock that never goes back."""
+    """Of the last seconds, by a clock that never goes back. `done` were done before they began."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, done: int = 0, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._marks: deque[tuple[float, int]] = deque([(clock(), 0)])
+        self._marks: deque[tuple[float, int]] = deque([(clock(), done)])
 
     def per_second(self, done: int) -> float:
         """Told how many are done by now. To be called now and then, not for each."""

@@ -337,7 +337,6 @@ class SqliteEngine:
             await self._reader.run(run_id)
             raise LogClosed
         known: Input = await self._submit(op.PutInput(live.no, run_id, input), urgent=True)
-        self._dispatch.tell(Signal(run_id, "input"))
         return known
 
     async def find_input(self, run_id: str, request_id: str) -> Input | None:
@@ -548,6 +547,8 @@ class SqliteEngine:
             self._given_up(operation)
         elif isinstance(operation, op.RequestCancel):
             result = self._cancel_requested(operation, result)
+        elif isinstance(operation, op.PutInput):
+            self._dispatch.tell(Signal(operation.run_id, "input"))
         operation.settle(result)
 
     def _refuse(self, operation: op.Operation, error: Exception) -> None:

@@ -332,6 +332,7 @@ class Trim(Operation):
             ids = _block_ids(packed)
             _delete_blocks(tx, no, ids)
             tx.db.execute("UPDATE runs SET first = head + 1, bytes = 0, blocks = NULL WHERE no = ?", (no,))
+            tx.db.execute("DELETE FROM inputs WHERE run = ?", (no,))
             if ids:
                 tx.db.execute("UPDATE meta SET feed_floor = max(feed_floor, min(?, block))", (ids[-1],))
             total -= size

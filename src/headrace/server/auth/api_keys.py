@@ -19,7 +19,6 @@ from headrace.server.auth import private_file
 from headrace.server.auth.credential import is_name
 
 PREFIX = "hr_"
-ID_PREFIX = "key_"
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -106,7 +105,7 @@ class KeyFile:
         _check_names(subject=subject, tenant=tenant, scopes=scopes)
         secret = PREFIX + secrets.token_urlsafe(32)
         key = ApiKey(
-            id=ID_PREFIX + secrets.token_hex(6),
+            id="key_" + secrets.token_hex(6),
             sha256=_digest(secret),
             subject=subject,
             tenant=tenant,

@@ -96,15 +96,6 @@ class Authenticator:
             return principal.expires > self._wall()
         return keys.grants(principal)
 
-    def may_go_on(self, principal: Principal) -> bool:
-        """Whether something that `principal` has started may still be done in their name: like `still_valid`, but a
-        token that has ended since does not end what it had started."""
-        if principal.owner in self._keys.get().disabled_subjects:
-            return False
-        if (principal.credential_id or "").startswith(api_keys.ID_PREFIX):
-            return self._keys.get().grants(principal)
-        return True
-
     def _principal(self, credential: str | None, ticket: str | None) -> Principal:
         if credential is not None and ticket is not None:
             raise AuthAmbiguous

@@ -4,31 +4,41 @@ import hashlib
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from headrace.batch.jobs.service import JobOptions
-from headrace.errors import BatchDisabled, Draining, RunActive, UnsupportedMediaType
+from headrace.errors import BatchDisabled, BodyTooLarge, Draining, RunActive, UnsupportedMediaType
 from headrace.ports import Created, Head, Idempotency
 from headrace.position import Position
 from headrace.protocols.batch_job import JobLines as ResultLines
+from headrace.protocols.payload import to_json
 from headrace.server import accept
 from headrace.server.endpoints.parameters import (
     After,
     Caller,
     Door,
     RootPath,
-    idempotency,
     idempotency_key,
 )
 from headrace.server.endpoints.runs import page
-from headrace.server.follow import follow
-from headrace.server.framing import LINES_ONLY, NDJSON, SSE
+from headrace.server.follow import check_frame, follow
+from headrace.server.framing import NDJSON, SSE, LinesOnly
 from headrace.server.job_lines import JobLines
 from headrace.server.services import Services
 
 router = APIRouter(prefix="/api/batches", tags=["batch"])
 
 _FILE_TYPES = frozenset({"application/jsonl", "application/x-ndjson", "application/jsonlines"})
+
+
+class _ResultFile(LinesOnly):
+    """What the end of the server cuts says so in its last line: nothing else tells it from a whole file."""
+
+    goodbye = to_json({"error": Draining().info()}) + b"\n"
+
+
+_RESULT_FILE = _ResultFile()
 
 
 async def _options(
@@ -56,10 +66,7 @@ async def create(
     """The body is a file of operations, one a line: `{"id", "method", "path", "body"}`. All lines are looked through
     before the first one is started."""
     _check_taken(services)
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() not in _FILE_TYPES:
-        raise UnsupportedMediaType("Send the file as `Content-Type: application/jsonl`, without Content-Encoding.")
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise UnsupportedMediaType
+    _check_headers(services, request)
     services.jobs.check(options)
     key = idempotency_key(request)
     run_id, file = services.jobs.new_file()
@@ -68,8 +75,11 @@ async def create(
         async for chunk in request.stream():
             lines.feed(chunk)
         lines.end()
-        asked = Idempotency(key, _fingerprint(request, lines.digest.digest())) if key is not None else None
-        created = await services.jobs.create(principal, run_id, file, options, asked)
+        created = await services.jobs.create(
+            principal, run_id, file, options, _idempotency(request, key, lines.digest.digest())
+        )
+    except ClientDisconnect:
+        return Response(status_code=499)  # to nobody
     finally:
         file.discard()
     return await _made(services, created, root_path)
@@ -109,6 +119,7 @@ async def results(
     media_type = accept.choose(request.headers.get("accept"), offered)
     head = await services.jobs.get(principal, job_id)
     protocol = services.protocols["batch_job"]
+    await check_frame(services, head, protocol, after)
     if media_type == "application/json":
         return await page(services, head, protocol.name, after, None, limit)
     if media_type == "text/event-stream" and head.closed and after == Position(head.run.epoch, head.offset):
@@ -125,7 +136,9 @@ async def download(
     head = await services.jobs.get(principal, job_id)
     if not head.closed:
         raise RunActive("The job has not ended: follow its results, or come back later.")
-    return follow(services, principal, head, ResultLines(which), LINES_ONLY, root_path=root_path)
+    response = follow(services, principal, head, ResultLines(which), _RESULT_FILE, root_path=root_path)
+    del response.headers["Location"]  # of a view that no other route has
+    return response
 
 
 @router.post("/{job_id}/cancel", status_code=202, summary="Cancel a batch job")
@@ -137,16 +150,11 @@ async def cancel(job_id: str, principal: Caller, services: Door, root_path: Root
 
 
 @router.post("/{job_id}/retry", status_code=201, summary="Try again what did not succeed")
-async def retry(
-    job_id: str,
-    principal: Caller,
-    services: Door,
-    root_path: RootPath,
-    idempotency: Annotated[Idempotency | None, Depends(idempotency)],
-) -> Response:
+async def retry(request: Request, job_id: str, principal: Caller, services: Door, root_path: RootPath) -> Response:
     """A new job of the operations that failed or were never started."""
     _check_taken(services)
-    return await _made(services, await services.jobs.retry(principal, job_id, idempotency), root_path)
+    asked = _idempotency(request, idempotency_key(request))
+    return await _made(services, await services.jobs.retry(principal, job_id, asked), root_path)
 
 
 @router.delete("/{job_id}", status_code=204, summary="Delete a batch job that has ended")
@@ -162,13 +170,28 @@ def _check_taken(services: Services) -> None:
         raise Draining(retry_after=1)
 
 
-def _fingerprint(request: Request, digest: bytes) -> str:
+def _check_headers(services: Services, request: Request) -> None:
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() not in _FILE_TYPES:
+        raise UnsupportedMediaType("Send the file as `Content-Type: application/jsonl`, without Content-Encoding.")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaType
+    if int(request.headers.get("content-length", 0)) > services.batch.max_bytes:
+        raise BodyTooLarge
+
+
+def _idempotency(request: Request, key: str | None, digest: bytes = b"") -> Idempotency | None:
+    """`digest`: of the body, where it says anything."""
+    if key is None:
+        return None
     asked = b"\n".join([b"POST", request.url.path.encode(), request.scope["query_string"], digest])
-    return hashlib.sha256(asked).hexdigest()
+    return Idempotency(key, hashlib.sha256(asked).hexdigest())
 
 
 async def _made(services: Services, created: Created, root_path: str) -> Response:
+    """The one answer that tells the secret of the webhook."""
     described = await _described(services, created.head, root_path)
+    if described["webhook"] is not None:
+        described["webhook"]["secret"] = services.jobs.webhook_secret(created.head.run.owner)
     headers = {"Location": f"{root_path}/api/batches/{created.head.run.id}"}
     return JSONResponse(described, 201 if created.new else 200, headers)
 

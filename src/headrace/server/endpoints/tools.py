@@ -55,7 +55,7 @@ def _describe(tool: Tool) -> dict[str, Any]:
     return {
         "name": tool.name,
         "description": tool.description,
-        "parameters": tool.parameters,
+        "parameters": dict(tool.parameters),
         "idempotent": tool.idempotent,
         "timeout": tool.timeout,
         "approval": tool.approval,
