@@ -139,8 +139,8 @@ class Settings(BaseSettings):
     )
     chat_tools: Annotated[tuple[str, ...], *_JSONList] | None = Field(
         None,
-        description="Tools that the chat agent offers its model (a JSON list); by default those that your program hands "
-        "in.",
+        description="Tools that the chat agent offers its model (a JSON list); by default those that your program "
+        "hands in.",
     )
     sql_url: SecretStr | None = Field(
         None,
