@@ -57,7 +57,7 @@ from headrace.ports import (
 from headrace.position import Position, new_epoch, random_letters
 from headrace.usage.admission import Admission
 
-_CHILDREN_AT_A_TIME = 200
+_CHILDREN_AT_A_TIME = 1000
 _OPEN_STATES: tuple[RunState, ...] = ("queued", "running")
 
 
@@ -298,18 +298,19 @@ class Runs:
         return found
 
     async def delete(self, principal: Principal, run_id: str) -> None:
-        """With its children. Raises `RunActive` while one of them has not ended: then all are left as they are."""
+        """With its children, which have none of their own. Raises `RunActive` while one of them has not ended: then all
+        are left as they are."""
         head = await self.get(principal, run_id)
         if not head.closed:
             raise RunActive
         for state in _OPEN_STATES:
             if await self.list(principal, limit=1, state=state, parent=head.run.id):
                 raise RunActive
-        await self._delete(principal, head.run.id)
+        while children := await self.list(principal, limit=_CHILDREN_AT_A_TIME, parent=head.run.id):
+            await asyncio.gather(*(self._delete(child.run.id) for child in children))
+        await self._delete(head.run.id)
 
-    async def _delete(self, principal: Principal, run_id: str) -> None:
-        while children := await self.list(principal, limit=_CHILDREN_AT_A_TIME, parent=run_id):
-            await asyncio.gather(*(self._delete(principal, child.run.id) for child in children))
+    async def _delete(self, run_id: str) -> None:
         with suppress(NotFound):  # somebody else was faster
             await self._log.delete(run_id)
 

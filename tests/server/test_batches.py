@@ -153,7 +153,8 @@ FAULTY_LINES: list[tuple[Any, str]] = [
     ({"body": {"message": "x", "agent_id": "tool"}}, "no such agent"),
     ({"body": {"message": "x", "model": "gpt-none"}}, "/model"),
     ({"body": {"message": "x", "conversation_id": "a\nb"}}, "/conversation_id"),
-    ({"body": {"message": "x", "output_schema": {"type": "strange"}}}, "/output_schema"),
+    ({"body": {"message": "x", "output_schema": {"type": "strange"}}}, "/body/output_schema"),
+    ({"path": "/api/runs", "body": {"input": {"output_schema": {"type": 1}}}}, "/body/input/output_schema"),
     ({**GOOD, "headers": {"Authorization": "Bearer x"}}, "/headers"),
     ({**GOOD, "dependsOn": ["1"]}, "/dependsOn"),
     ({**GOOD, "url": "http://169.254.169.254/"}, "/url"),
@@ -183,7 +184,7 @@ FAULTY_LINES: list[tuple[Any, str]] = [
     ({"path": "/api/runs", "body": {"agent": "nobody", "input": {}}}, "no such agent"),
     ({"path": "/api/runs", "body": {"agent": "batch_notice", "input": {}}}, "no such agent"),
     ({"path": CALCULATE, "body": {"parameters": {}}}, "expression"),
-    ({"path": CALCULATE, "body": {"parameters": {"expression": 1}}}, "/expression"),
+    ({"path": CALCULATE, "body": {"parameters": {"expression": 1}}}, "/body/parameters/expression"),
     ({"path": CALCULATE, "body": {"parameters": {"expression": "1"}, "x": 1}}, "/x"),
     ({"path": CALCULATE, "body": {"expression": "1"}}, "/expression"),
     ({"path": "/api/tools/nothing/execute", "body": {}}, "no such tool"),
@@ -562,19 +563,23 @@ def door() -> Iterator[Headrace]:
         yield Headrace(settings(Path(data), max_body_bytes=1024), agents=Agents().all())
 
 
-def taken(door: Headrace, pieces: Sequence[bytes]) -> Any:
-    """What comes of a file: its operations, or the error."""
+async def _taken(door: Headrace, pieces: Sequence[bytes]) -> Any:
     file: Any = Written()
     lines = JobLines(door.app.state.services, Principal(subject="ada"), file)
     try:
         for piece in pieces:
-            lines.feed(piece)
-        lines.end()
+            await lines.feed(piece)
+        await lines.end()
     except BatchFileInvalid as error:
         return error.extra
     except HeadraceError as error:
         return error.code, error.message
     return file.operations, lines.digest.hexdigest()
+
+
+def taken(door: Headrace, pieces: Sequence[bytes]) -> Any:
+    """What comes of a file: its operations, or the error."""
+    return asyncio.run(_taken(door, pieces))
 
 
 line = st.sampled_from(

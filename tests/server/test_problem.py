@@ -108,12 +108,12 @@ async def test_a_bug_in_the_middle_of_a_stream_cuts_it(
     if not live:
         server.agents.gate.set()
         await server.events(run_id)
-        monkeypatch.setattr(AgentChatView, "_tokens", broken)
+        monkeypatch.setattr(AgentChatView, "frames", broken)
     response = await server.begin(f"/api/runs/{run_id}/events?view=agent_chat")
     got = b""
     if live:
         got = await read_until(response, b"before")
-        monkeypatch.setattr(AgentChatView, "_tokens", broken)
+        monkeypatch.setattr(AgentChatView, "frames", broken)
         server.agents.gate.set()
     assert response.status == 200
     with pytest.raises(aiohttp.ClientPayloadError):

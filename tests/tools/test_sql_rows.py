@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -60,7 +61,10 @@ VALUES: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "expected"), VALUES, ids=[repr(each)[:40] for each, _ in VALUES])
+IDS = [re.sub(" at .*", "", repr(each))[:40] for each, _ in VALUES]
+
+
+@pytest.mark.parametrize(("value", "expected"), VALUES, ids=IDS)
 def test_a_value_becomes_json(value: Any, expected: Any) -> None:
     values = Values()
     assert values.json(value) == expected

@@ -4,8 +4,10 @@ A line is `{"id", "method", "path", "body"}` like an item of `POST /api/batch`; 
 file is looked through before anything is started.
 """
 
+import asyncio
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,6 +24,7 @@ from headrace.errors import (
     NotFound,
 )
 from headrace.identity import Principal
+from headrace.ports import StartCommand
 from headrace.protocols.agent_chat import ChatRequest
 from headrace.protocols.name import Name
 from headrace.protocols.native import StartRun
@@ -33,6 +36,8 @@ from headrace.server.services import Services
 M = TypeVar("M", bound=BaseModel)
 
 _MOST_FAULTS = 20
+_LINES_AT_A_TIME = 100
+"""That are looked through in a turn of the event loop, which is some milliseconds."""
 _CHAT, _RUNS = "/api/agent/chat", "/api/runs"
 _EXECUTE = re.compile(r"/api/tools/([^/]+)/execute")
 
@@ -48,7 +53,10 @@ class JobLine(BaseModel):
 
 
 class JobLines:
-    """Fed with the bytes of a file. Faults are collected, since a caller wants to know of more than the first one."""
+    """Fed with the bytes of a file. Faults are collected, since a caller wants to know of more than the first one.
+
+    However many lines come at once, others have their turn in between.
+    """
 
     def __init__(self, services: Services, principal: Principal, file: NewJobFile) -> None:
         self.digest = hashlib.sha256()
@@ -61,7 +69,7 @@ class JobLines:
         self._ids: set[str] = set()
         self._faults: list[dict[str, Any]] = []
 
-    def feed(self, chunk: bytes) -> None:
+    async def feed(self, chunk: bytes) -> None:
         """Raises `BodyTooLarge` and `BatchTooLarge`."""
         self.digest.update(chunk)
         self._size += len(chunk)
@@ -74,20 +82,22 @@ class JobLines:
         else:
             self._rest += rest
         for line in lines:
-            self._take(line)
+            await self._take(line)
         self._check_length(self._rest)
 
-    def end(self) -> None:
+    async def end(self) -> None:
         """Raises `BatchFileInvalid`, and what `feed` raises."""
-        self._take(bytes(self._rest))
+        await self._take(bytes(self._rest))
         if not self._faults and not self._file.count:
             self._faults.append({"line": 1, "detail": "the file has no operation"})
         if self._faults:
             raise BatchFileInvalid(errors=self._faults)
 
-    def _take(self, line: bytes) -> None:
+    async def _take(self, line: bytes) -> None:
         self._check_length(line)
         self._number += 1
+        if self._number % _LINES_AT_A_TIME == 0:
+            await asyncio.sleep(0)
         most = self._services.batch.max_lines
         if self._number > 2 * most + 1:  # blank lines cost time as well
             raise BatchTooLarge(f"A file has at most {2 * most:,} lines here, blank ones included.")
@@ -97,7 +107,7 @@ class JobLines:
         if self._file.count >= most:
             raise BatchTooLarge(f"A batch job has at most {most:,} operations here. Send several.")
         try:
-            operation = self._operation(line)
+            operation = self._operation(await strict_json.load(line))
         except (HeadraceError, ValidationError) as error:
             self._faults.append({"line": self._number, "detail": _words(error)})
         else:
@@ -108,8 +118,8 @@ class JobLines:
         if len(line) - line.endswith(b"\r") > self._services.max_body_bytes:
             raise BodyTooLarge(f"Line {self._number + 1} of the file is larger than this server takes as one body.")
 
-    def _operation(self, text: bytes) -> Operation:
-        line = JobLine.model_validate(strict_json.loads(text))
+    def _operation(self, document: dict[str, Any]) -> Operation:
+        line = JobLine.model_validate(document)
         id = line.id if line.id is not None else str(self._number)
         if id in self._ids:
             raise InvalidField("an earlier line has this id")
@@ -127,7 +137,7 @@ class JobLines:
         body = _body(body_type, line)
         if isinstance(body, ChatRequest) and body.model not in (None, *self._services.models()):
             raise InvalidField(errors=[{"pointer": "/body/model", "detail": "no model of this name is served here"}])
-        command = body.command()
+        command = _command(body)
         if not self._services.runs.has_agent(command.agent):
             raise NotFound("there is no such agent")
         return Operation(
@@ -144,7 +154,7 @@ class JobLines:
         if self._services.tools.find(name, self._principal.scopes) is None:
             raise NotFound("there is no such tool")
         if faults := self._services.tools.faults(name, parameters):
-            raise InvalidField(errors=faults)
+            raise InvalidField(errors=_within("/body/parameters", faults))
         return Operation(id=id, kind="tool", agent="tool", input={"tool": name, "parameters": parameters})
 
 
@@ -154,6 +164,18 @@ def _body(body_type: type[M], line: JobLine) -> M:
         return body_type.model_validate(line.body)
     except ValidationError as error:
         raise field_error([{**each, "loc": ("body", "body", *each["loc"])} for each in error.errors()]) from error
+
+
+def _command(body: ChatRequest | StartRun) -> StartCommand:
+    """Raises `HeadraceError` with pointers into the line."""
+    try:
+        return body.command()
+    except InvalidField as error:
+        raise InvalidField(errors=_within("/body", error.extra["errors"])) from error
+
+
+def _within(place: str, faults: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    return [{**fault, "pointer": place + fault["pointer"]} for fault in faults]
 
 
 def _check_method(line: JobLine) -> None:

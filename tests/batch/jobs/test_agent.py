@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.workshop import ANN, BOB, PATIENCE, Actor, begin, end, eventually, text
 
+from headrace import runs as runs_module
 from headrace.agents import tool_call
 from headrace.agents.tool_call import ToolCallAgent
 from headrace.batch.jobs import agent as agent_module
@@ -1051,7 +1052,8 @@ async def test_a_job_that_runs_is_neither_tried_again_nor_deleted(shop: Shop) ->
     await shop.check(job, 2)
 
 
-async def test_deleting_takes_results_runs_and_file(shop: Shop) -> None:
+async def test_deleting_takes_results_runs_and_file(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs_module, "_CHILDREN_AT_A_TIME", 100)
     done = await shop.done(ops(450))
     other = await shop.done(ops(3))
     children = await shop.children(done.head)

@@ -73,8 +73,8 @@ async def create(
     try:
         lines = JobLines(services, principal, file)
         async for chunk in request.stream():
-            lines.feed(chunk)
-        lines.end()
+            await lines.feed(chunk)
+        await lines.end()
         created = await services.jobs.create(
             principal, run_id, file, options, _idempotency(request, key, lines.digest.digest())
         )
