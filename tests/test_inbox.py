@@ -144,7 +144,7 @@ async def test_who_waits_no_longer_leaves_nothing_behind(workshop: Workshop, lea
 
 async def test_the_time_of_several_waits_is_told_once_when_the_last_is_over(workshop: Workshop, lease: Lease) -> None:
     told: list[float] = []
-    inbox = RunInbox(workshop.engine, lease.run_id, told.append)
+    inbox = RunInbox(workshop.engine, lease.run_id, on_waited=told.append)
     loop = asyncio.get_running_loop()
     before = loop.time()
     first, second = waiting(inbox, "r"), waiting(inbox, "s")

@@ -1,6 +1,7 @@
 """Tools by name, for whom they are, and one safe way to run one."""
 
 import asyncio
+import threading
 from contextlib import aclosing
 from typing import Any
 
@@ -272,5 +273,57 @@ def test_a_part_of_a_toolbox_has_only_what_there_is() -> None:
 @pytest.mark.parametrize(("idempotent", "name", "may"), [(True, "give", True), (False, "give", False)])
 def test_whether_a_call_may_be_repeated_is_the_tool_s_word(idempotent: bool, name: str, may: bool) -> None:
     box = Toolbox([function_tool(idempotent=idempotent)])
-    assert box.may_repeat(name) is may
-    assert box.may_repeat("gone")
+    assert box.may_repeat(name, ()) is may
+    assert not box.may_repeat("gone", ())
+
+
+@pytest.mark.parametrize("limits", [{"concurrency": 0}, {"concurrency": -1}, {"timeout": 0}])
+def test_limits_that_let_nothing_through_are_refused(limits: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="more than nothing"):
+        Toolbox([function_tool(**limits)])
+
+
+@pytest.mark.parametrize("words", ["x" * 10_000_000, "half of a pair: \ud800"])
+async def test_what_a_tool_says_of_its_failure_is_no_more_than_a_log_can_hold(words: str) -> None:
+    async def refuse() -> None:
+        raise ToolRefused(words)
+
+    refused = await outcome("{}", function_tool(refuse))
+    assert refused.error is not None
+    for said in (refused.output, refused.error.message):
+        assert len(said.encode()) < 70_000
+
+
+async def test_a_plain_function_reports_while_it_is_at_work() -> None:
+    go_on = threading.Event()
+
+    @tool
+    def count(context: ToolContext) -> str:
+        """Counts."""
+        context.report("half")
+        assert go_on.wait(PATIENCE)
+        return "all"
+
+    given: list[ToolOutcome] = []
+    async with aclosing(Toolbox([count]).execute(ToolCall(id="c", name="count", arguments=""), RUN)) as outcomes:
+        async for each in outcomes:
+            given.append(each)
+            go_on.set()
+    assert given == [ToolOutcome("half", preliminary=True), ToolOutcome("all")]
+
+
+async def test_plain_functions_that_hang_hold_up_nobody_else() -> None:
+    go_on = threading.Event()
+
+    @tool(timeout=0.01, concurrency=20)
+    def hang() -> None:
+        """Hangs."""
+        go_on.wait(PATIENCE)
+
+    try:
+        box = Toolbox([hang])
+        late = await asyncio.gather(*(outcomes(box, "", name="hang") for _ in range(20)))
+        assert {told(only) for [only] in late} == {("The tool took longer than 0.01 seconds.", ToolTimeout)}
+        await asyncio.wait_for(asyncio.to_thread(int), PATIENCE)  # the loop's own threads are free
+    finally:
+        go_on.set()

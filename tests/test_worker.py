@@ -11,7 +11,7 @@ from headrace import worker as worker_module
 from headrace.engines.memory import MemoryEngine
 from headrace.errors import NotFound, StorageFailed
 from headrace.events import RunCancelled, RunCompleted, TextDelta
-from headrace.ports import Lease, RunContext, RunQueue
+from headrace.ports import Input, Lease, RunContext, RunQueue
 
 
 class Gated:
@@ -91,6 +91,29 @@ async def test_only_so_many_at_a_time(workshop: Workshop, gated: Gated) -> None:
     for head in heads:
         assert isinstance(await workshop.outcome(head.run.id), RunCompleted)
     assert gated.most == 2
+    await eventually(lambda: worker.running == 0)
+
+
+async def test_a_run_that_waits_for_people_lends_its_place(workshop: Workshop, gated: Gated) -> None:
+    async def ask(context: RunContext) -> AsyncGenerator[Any, None]:
+        assert context.inbox is not None
+        yield begin()
+        answer = await context.inbox.answer("r")
+        yield [text(str(answer.value)), end(str(answer.value))]
+
+    workshop.add("asking", ask)
+    worker = workshop.worker(max_runs=1)
+    asking = await workshop.start("asking")
+    await workshop.until(asking.run.id, "message.start")
+    other = await workshop.start()
+    await workshop.until(other.run.id, "text.delta")
+    late = await workshop.start()
+    await workshop.engine.put_input(asking.run.id, Input("r", "yes", "ann"))
+    assert (await workshop.outcome(asking.run.id)).output == "yes"
+    assert (await workshop.engine.head(late.run.id)).state == "queued"
+    gated.gate.set()
+    for head in (other, late):
+        assert isinstance(await workshop.outcome(head.run.id), RunCompleted)
     await eventually(lambda: worker.running == 0)
 
 

@@ -168,6 +168,8 @@ class ToolCallResult(Event, frozen=True, kw_only=True, tag="tool_call.result"):
     preliminary: bool = False
     is_json: bool = False
     """`output` is JSON text of something that is no string."""
+    code: str | None = None
+    """Of the error, where `is_error`."""
 
 
 class Usage(Event, frozen=True, kw_only=True, tag="usage"):

@@ -77,15 +77,20 @@ class Execution:
         agents: Mapping[str, AgentFactory],
         *,
         limits: RunLimits,
+        coordinates: bool = False,
         telemetry: Telemetry,
         release: Callable[[Lease], "asyncio.Future[None] | asyncio.Task[None]"],
         on_end: Callable[[str], object] | None = None,
+        on_waiting: Callable[[bool], object] | None = None,
     ) -> None:
-        """`on_end` is told the id of the run once it has its last event."""
+        """`on_end` is told the id of the run once it has its last event, `on_waiting` when its agent begins to wait for
+        people and when it no longer does. `coordinates`: the run waits for children, so
+        it has no time limits, and is not ended without its agent."""
         self.lease = lease
         self._log = log
         self._agents = agents
-        self._limits = limits
+        self._limits = UNLIMITED if coordinates else limits
+        self._coordinates = coordinates
         self._telemetry = telemetry
         self._release = release
         self._on_end = on_end
@@ -105,7 +110,7 @@ class Execution:
         self._last_message: MessageEnd | None = None
         self._output = ""
         """Of a run that says nothing: what it came to."""
-        self._inbox = RunInbox(log, lease.run_id, self._waited_for_people)
+        self._inbox = RunInbox(log, lease.run_id, on_waiting=on_waiting, on_waited=self._waited_for_people)
         self._deadline = math.inf
         self._watching: asyncio.TimerHandle | None = None
         self._last_activity = self._loop.time()
@@ -168,7 +173,7 @@ class Execution:
         if self._stopping or self._ending is not None:
             raise asyncio.CancelledError
         head = await self._log.head(self.lease.run_id)
-        if head.cancel_by is not None:
+        if head.cancel_by is not None and not (self._coordinates and head.attempt > 1):
             return RunCancelled(reason="requested", by=head.cancel_by)
         factory = self._agents.get(head.run.agent)
         if factory is None:
@@ -183,6 +188,8 @@ class Execution:
         self._waited = max(0.0, time.time() - head.run.created)
         self._began = self._last_activity = self._loop.time()
         self._watch_time()
+        if head.cancel_by is not None:  # and children of an earlier attempt may be at work
+            self._loop.call_soon(self.cancel, head.cancel_by)
         await self._drive(agent.run(context))
         if self._stopping or isinstance(self._ending, HeadraceError):
             raise asyncio.CancelledError  # the agent swallowed it, and would look finished

@@ -10,12 +10,21 @@ from headrace.ports import Input, RunLog
 class RunInbox:
     """An `Inbox` over the log, for one attempt at a run. `wake` says that something may have come.
 
-    `on_waited` is told, each time that nobody is waited for any more, for how many seconds somebody was.
+    `on_waiting` is told when somebody is waited for, and when nobody is any more; `on_waited` then, for how many
+    seconds somebody was.
     """
 
-    def __init__(self, log: RunLog, run_id: str, on_waited: Callable[[float], object] | None = None) -> None:
+    def __init__(
+        self,
+        log: RunLog,
+        run_id: str,
+        *,
+        on_waiting: Callable[[bool], object] | None = None,
+        on_waited: Callable[[float], object] | None = None,
+    ) -> None:
         self._log = log
         self._run_id = run_id
+        self._on_waiting = on_waiting
         self._on_waited = on_waited
         self._news = asyncio.Event()
         self._waits = 0
@@ -47,10 +56,18 @@ class RunInbox:
         clock = asyncio.get_running_loop().time
         if not self._waits:
             self._since = clock()
+            if self._on_waiting is not None:
+                self._on_waiting(True)
         self._waits += 1
         try:
             yield
         finally:
             self._waits -= 1
-            if not self._waits and self._on_waited is not None:
-                self._on_waited(clock() - self._since)
+            if not self._waits:
+                self._tell_end(clock() - self._since)
+
+    def _tell_end(self, seconds: float) -> None:
+        if self._on_waiting is not None:
+            self._on_waiting(False)
+        if self._on_waited is not None:
+            self._on_waited(seconds)

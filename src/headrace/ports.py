@@ -226,8 +226,11 @@ class RunLog(Protocol):
         """Newest first: the runs that have no parent, or the children of `parent`; of one `agent`, or all. `before` is
         a run id; an unknown one raises `NotFound`."""
 
-    async def request_cancel(self, run_id: str, by: str) -> Literal["requested", "already", "closed"]:
-        """Note durably that the run shall end. A run that no worker has yet is closed in the same commit."""
+    async def request_cancel(
+        self, run_id: str, by: str, *, at_once: bool = True
+    ) -> Literal["requested", "already", "closed"]:
+        """Note durably that the run shall end. A run that no worker has is closed in the same commit, unless not
+        `at_once`: then one that a worker had before waits for the next one, whose agent has children to look after."""
 
     async def put_input(self, run_id: str, input: "Input") -> "Input":
         """Note durably what somebody answered to a request of the run, and tell its worker. Gives the answer that

@@ -6,7 +6,7 @@ No agent runs here. A run is started by committing it; a worker picks it up from
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from itertools import chain
 from typing import Any, Literal, NamedTuple
@@ -57,7 +57,8 @@ from headrace.ports import (
 from headrace.position import Position, new_epoch, random_letters
 from headrace.usage.admission import Admission
 
-_CHILDREN_AT_A_TIME = 1000
+_CHILDREN_AT_A_TIME = 200
+"""That are deleted in one commit, for which others wait."""
 _OPEN_STATES: tuple[RunState, ...] = ("queued", "running")
 
 
@@ -110,12 +111,17 @@ class Runs:
         admission: Admission | None = None,
         *,
         own_agents: Collection[str] = (),
+        coordinators: Collection[str] = (),
+        on_deleted: Callable[[Run], Awaitable[object]] | None = None,
     ) -> None:
         """`admission` says of each run whether a budget allows it; without one, all may start. `own_agents` are the
-        server's, which no caller can name: they call no model, so they need no budget."""
+        server's, which no caller can name: they call no model, so they need no budget. Of these, `coordinators` have
+        children to look after. `on_deleted` is told of each run that was deleted by itself, not with its parent."""
         self._log = log
         self._agents = agents
         self._own_agents = own_agents
+        self._coordinators = coordinators
+        self._on_deleted = on_deleted
         self._admission = admission
         self._starting: WeakValueDictionary[tuple[Owner, str], asyncio.Lock] = WeakValueDictionary()
         """By idempotency key."""
@@ -262,7 +268,8 @@ class Runs:
     ) -> Literal["requested", "already", "closed"]:
         """Note durably that the run shall end; its worker sees to it."""
         head = await self.get(principal, run_id)
-        answer = await self._log.request_cancel(head.run.id, by or principal.subject)
+        at_once = head.run.agent not in self._coordinators
+        answer = await self._log.request_cancel(head.run.id, by or principal.subject, at_once=at_once)
         if self._admission is not None and (await self._log.head(head.run.id)).closed:
             self._admission.end(head.run.id)  # no worker may have had it
         return answer
@@ -309,6 +316,8 @@ class Runs:
         while children := await self.list(principal, limit=_CHILDREN_AT_A_TIME, parent=head.run.id):
             await asyncio.gather(*(self._delete(child.run.id) for child in children))
         await self._delete(head.run.id)
+        if self._on_deleted is not None:
+            await self._on_deleted(head.run)
 
     async def _delete(self, run_id: str) -> None:
         with suppress(NotFound):  # somebody else was faster

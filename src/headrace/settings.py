@@ -127,7 +127,9 @@ class Settings(BaseSettings):
     )
     job_max_items: int = Field(50_000, ge=1, le=1_000_000, description="Most lines of a batch job.")
     job_max_bytes: int = Field(200 << 20, ge=1024, description="Largest file of a batch job.")
-    job_slots: int = Field(100, ge=1, le=10_000, description="Items of all batch jobs that run at the same time.")
+    job_slots: int = Field(
+        100, ge=1, le=10_000, description="Operations of all batch jobs at the same time; half of MAX_RUNS at most."
+    )
     job_concurrency: int = Field(
         32, ge=1, le=1000, description="Items of one batch job that run at the same time, unless it asks for fewer."
     )

@@ -40,6 +40,7 @@ class ToolOutcome(NamedTuple):
             is_error=self.is_error,
             is_json=self.is_json,
             preliminary=self.preliminary,
+            code=self.error.code if self.error is not None else None,
         )
 
 
@@ -63,6 +64,8 @@ class Toolbox:
             raise ConfigurationError(f"The name of a tool is printable ASCII without a slash, not {tool.name!r:.200}.")
         if not (isinstance(tool.idempotent, bool) and isinstance(tool.approval, bool)):
             raise ConfigurationError(f"`idempotent` and `approval` of the tool {tool.name!r} are true or false.")
+        if (tool.concurrency is not None and tool.concurrency < 1) or tool.timeout <= 0:
+            raise ConfigurationError(f"`concurrency` and `timeout` of the tool {tool.name!r} are more than nothing.")
         if tool.name in self._entries:
             raise ConfigurationError(f"Two tools are named {tool.name!r}: rename one.")
         try:
@@ -100,10 +103,10 @@ class Toolbox:
         """What in the arguments does not fit the tool's schema, as JSON Pointers into them."""
         return json_schema.faults(arguments, self._entries[name].arguments)
 
-    def may_repeat(self, name: str) -> bool:
-        """Whether a call that may have run already can be run again: a tool that there is not never ran."""
-        entry = self._entries.get(name)
-        return entry is None or entry.tool.idempotent
+    def may_repeat(self, name: str, scopes: Collection[str]) -> bool:
+        """Whether a call that may have run already can be run again. A tool that is gone may have been there then."""
+        tool = self.find(name, scopes)
+        return tool is not None and tool.idempotent
 
     async def execute(self, call: ToolCall, run: Run) -> AsyncGenerator[ToolOutcome, None]:
         """Run a call as it was written: how far it gets, then its outcome, which is last.
@@ -122,7 +125,7 @@ class Toolbox:
             yield _refused(ToolArgumentsInvalid("The arguments are not a JSON object."))
             return
         if faults:
-            yield _refused(ToolArgumentsInvalid(errors=faults), _in_words(faults))
+            yield _refused(ToolArgumentsInvalid(errors=faults))
             return
         async with entry.slots or nullcontext():
             reports = _Reports()
@@ -152,12 +155,13 @@ class _Reports:
     def __init__(self) -> None:
         self._report: Any = _NOTHING
         self._news = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
 
     def put(self, report: Any) -> None:
-        """Raises for what a log could not hold."""
+        """From any thread. Raises for what a log could not hold."""
         _as_output(report)
         self._report = report
-        self._news.set()
+        self._loop.call_soon_threadsafe(self._news.set)
 
     def wake(self) -> None:
         self._news.set()
@@ -189,12 +193,13 @@ def _is_open(tool: Tool, scopes: Collection[str]) -> bool:
     return tool.scope is None or tool.scope in scopes
 
 
-def _refused(error: ToolError, words: str | None = None) -> ToolOutcome:
-    return ToolOutcome(words or error.message, is_error=True, error=error)
-
-
-def _in_words(faults: list[dict[str, str]]) -> str:
-    return ToolArgumentsInvalid.detail + "".join(f"\n{fault['pointer'] or '/'}: {fault['detail']}" for fault in faults)
+def _refused(error: ToolError) -> ToolOutcome:
+    """In words for a model: no more of them than of a result, and only what a log can hold."""
+    error.message = _cut(error.message.encode(errors="replace").decode())
+    words = error.message + "".join(
+        f"\n{fault.get('pointer') or '/'}: {fault['detail']}" for fault in error.extra.get("errors", ())
+    )
+    return ToolOutcome(_cut(words.encode(errors="replace").decode()), is_error=True, error=error)
 
 
 def _as_output(result: Any) -> ToolOutcome:
@@ -202,6 +207,9 @@ def _as_output(result: Any) -> ToolOutcome:
     is_json = not isinstance(result, str)
     text = msgspec.json.encode(result).decode() if is_json else result
     text.encode()
-    if len(text) > _OUTPUT_LIMIT:
-        return ToolOutcome(text[:_OUTPUT_LIMIT] + _CUT)
-    return ToolOutcome(text, is_json=is_json)
+    cut = _cut(text)
+    return ToolOutcome(cut, is_json=is_json and cut is text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _OUTPUT_LIMIT else text[:_OUTPUT_LIMIT] + _CUT

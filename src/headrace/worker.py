@@ -5,12 +5,13 @@ It keeps its leases alive together, passes cancels on, and stops what it can no 
 
 import asyncio
 import secrets
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 
 import structlog
 
 from headrace.errors import Fenced
-from headrace.execution import UNLIMITED, Execution, RunLimits
+from headrace.execution import Execution, RunLimits
 from headrace.ports import AgentFactory, Lease, RunLog, RunQueue
 from headrace.telemetry import Telemetry
 
@@ -42,7 +43,7 @@ class Worker:
         self._limits = limits or RunLimits()
         self._coordinators = coordinators
         self._on_end = on_end
-        self._slots = asyncio.Semaphore(max_runs)
+        self._places = Places(max_runs)
         self._executions: dict[str, Execution] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -73,15 +74,15 @@ class Worker:
 
     async def _claim_runs(self) -> None:
         while True:
-            await self._slots.acquire()
+            await self._places.take()
             try:
                 lease = await self._queue.claim(self.id)
             except Exception:  # whatever it is: a worker that claims no more looks alive and does nothing
-                self._slots.release()
+                self._places.leave()
                 logger.exception("cannot claim runs")
                 await asyncio.sleep(_RETRY_SECONDS)
             except BaseException:
-                self._slots.release()
+                self._places.leave()
                 raise
             else:
                 self._execute(lease)
@@ -91,22 +92,24 @@ class Worker:
         if earlier is not None:  # this process stood still for longer than a lease, and is given its own run again
             earlier.lose(Fenced())
         if coordinates := lease.agent in self._coordinators:
-            self._slots.release()
+            self._places.leave()
         execution = Execution(
             self._log,
             lease,
             self._agents,
-            limits=UNLIMITED if coordinates else self._limits,
+            limits=self._limits,
+            coordinates=coordinates,
             telemetry=self._telemetry,
             release=lambda lease: asyncio.ensure_future(self._queue.release(lease)),
             on_end=self._on_end,
+            on_waiting=None if coordinates else self._places.lend,
         )
         self._executions[lease.run_id] = execution
         execution.done.add_done_callback(lambda _: self._executed(execution))
 
     def _executed(self, execution: Execution) -> None:
         if execution.lease.agent not in self._coordinators:
-            self._slots.release()
+            self._places.leave()
         if self._executions.get(execution.lease.run_id) is execution:
             del self._executions[execution.lease.run_id]
 
@@ -148,6 +151,35 @@ class Worker:
 
     def _all_done(self) -> list["asyncio.Future[None]"]:
         return [execution.done for execution in self._executions.values()]
+
+
+class Places:
+    """For so many runs at a time. One that waits for people lends its place, and takes it again whatever is free."""
+
+    def __init__(self, most: int) -> None:
+        self._free = most
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def take(self) -> None:
+        while self._free <= 0:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            await turn
+        self._free -= 1
+
+    def leave(self) -> None:
+        self._free += 1
+        while self._waiting and self._free > 0:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+    def lend(self, waiting: bool) -> None:
+        if waiting:
+            self.leave()
+        else:
+            self._free -= 1
 
 
 async def _end(task: "asyncio.Task[None]") -> None:

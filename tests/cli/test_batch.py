@@ -31,7 +31,7 @@ async def test_a_file_is_worked_through(headrace: Command, server: Serving, tmp_
     assert result.out == "3 succeeded: ops.results.jsonl\n"
     answers = {line["id"]: line["body"]["response"] for line in read_lines(tmp_path / "ops.results.jsonl")}
     assert answers == {"op-1": "one", "op-2": "two", "op-3": "three"}
-    assert not (tmp_path / "ops.failed.jsonl").read_bytes()
+    assert not (tmp_path / "ops.failed.jsonl").exists()
     assert not (tmp_path / "ops.jsonl.job").exists()
     job = await job_of(server)
     assert (job["name"], job["concurrency"]) == ("three", 2)
@@ -91,9 +91,9 @@ async def test_another_content_is_another_job(
     await asyncio.wait_for(process.stderr.readline(), PATIENCE)
     await interrupt(process)
     write_operations(tmp_path / "ops.jsonl", {"message": "other"})
-    result = await headrace("batch", "run", "ops.jsonl")
+    result = await headrace("batch", "run", "ops.jsonl", "--output", "other.jsonl")
     assert result.code == 0
-    assert read_lines(tmp_path / "ops.results.jsonl")[0]["body"]["response"] == "other"
+    assert read_lines(tmp_path / "other.jsonl")[0]["body"]["response"] == "other"
     assert len((await server.ask("GET", "/api/batches")).json()["batches"]) == 2
     server.agents.gate.set()
 
@@ -143,3 +143,62 @@ async def test_an_unknown_job_is_told(headrace: Command, server: Serving) -> Non
         result = await headrace("batch", command, "run_nothing")
         assert result.code == 1
         assert result.err == "headrace: There is nothing here that you can see.\n"
+
+
+@pytest.mark.parametrize(
+    ("there", "output"),
+    [
+        ("ops.results.jsonl", None),
+        ("ops.failed.jsonl", None),
+        ("ops.jsonl", "ops.jsonl"),
+        ("out.failed.jsonl", "out.jsonl"),
+    ],
+)
+async def test_nothing_that_is_there_is_overwritten(
+    headrace: Command, server: Serving, tmp_path: Path, there: str, output: str | None
+) -> None:
+    write_operations(tmp_path / "ops.jsonl", {"message": "one"})
+    (tmp_path / there).touch()
+    before = (tmp_path / there).read_bytes()
+    result = await headrace("batch", "run", "ops.jsonl", *(["--output", output] if output else []))
+    assert (result.code, result.out) == (78, "")
+    assert f"'{there}' is there already" in result.err
+    assert (tmp_path / there).read_bytes() == before
+    assert (await server.ask("GET", "/api/batches")).json()["batches"] == []
+
+
+async def test_an_output_that_cannot_be_written_is_told_before_a_job_is_started(
+    headrace: Command, server: Serving, tmp_path: Path
+) -> None:
+    write_operations(tmp_path / "ops.jsonl", {"message": "one"})
+    result = await headrace("batch", "run", "ops.jsonl", "--output", "nowhere/out.jsonl")
+    assert result.code == 78
+    assert result.err == "headrace: 'nowhere/out.jsonl' cannot be written: No such file or directory.\n"
+    assert (await server.ask("GET", "/api/batches")).json()["batches"] == []
+
+
+def names_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.glob("ops*")]
+
+
+async def test_a_file_that_was_refused_leaves_nothing_behind(
+    headrace: Command, server: Serving, tmp_path: Path
+) -> None:
+    (tmp_path / "ops.jsonl").write_text("{")
+    assert (await headrace("batch", "run", "ops.jsonl")).code == 1
+    assert names_in(tmp_path) == ["ops.jsonl"]
+
+
+async def test_options_cannot_be_changed_while_a_job_goes_on(
+    headrace: Command, server: Serving, tmp_path: Path, interrupt: Interrupt
+) -> None:
+    write_operations(tmp_path / "ops.jsonl", {"message": "wait", "agent_id": "stall"})
+    process = await headrace.begin("batch", "run", "ops.jsonl")
+    assert process.stderr is not None
+    await asyncio.wait_for(process.stderr.readline(), PATIENCE)
+    await interrupt(process)
+    result = await headrace("batch", "run", "ops.jsonl", "--concurrency", "3")
+    assert result.code == 78
+    assert "begun with other options" in result.err
+    server.agents.gate.set()
+    assert (await headrace("batch", "run", "ops.jsonl")).code == 0

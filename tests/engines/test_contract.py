@@ -436,6 +436,30 @@ async def test_a_queued_run_is_closed_at_once(story: Story) -> None:
     assert (await claim).run_id == other.id
 
 
+async def test_a_run_that_had_a_worker_can_be_left_to_the_next_one(story: Story) -> None:
+    lease = await story.claimed()
+    await story.engine.release(lease)
+    assert await story.engine.request_cancel(lease.run_id, "ann", at_once=False) == "requested"
+    again = await story.engine.claim("next")
+    head = await story.engine.head(again.run_id)
+    assert (again.run_id, head.state, head.cancel_by) == (lease.run_id, "running", "ann")
+    never_had = await story.queued()
+    await story.engine.request_cancel(never_had.id, "ann", at_once=False)
+    assert (await story.engine.head(never_had.id)).state == "cancelled"
+
+
+async def test_a_run_that_is_made_again_stays_its_worker_s(story: Story) -> None:
+    run = story.run()
+    await story.engine.create(run, started())
+    lease = await story.engine.claim("w")
+    waiting = asyncio.create_task(story.engine.claim("another"))
+    await asyncio.sleep(0)
+    assert not (await story.engine.create(run, started())).new
+    await story.engine.append(lease.run_id, lease.attempt, [delta("still mine")])
+    other = await story.queued()
+    assert (await waiting).run_id == other.id
+
+
 async def test_the_worker_of_a_running_run_is_told(story: Story) -> None:
     lease = await story.claimed(worker="w")
     told = story.engine.signals("w")

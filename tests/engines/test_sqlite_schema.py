@@ -12,7 +12,8 @@ def as_version_1(path: Path) -> None:
     """Undo what later versions have added to a file."""
     db = sqlite3.connect(path, isolation_level=None)
     db.executescript(
-        "DROP INDEX runs_of_owner; DROP TABLE inputs; ALTER TABLE runs DROP COLUMN parent;"
+        "DROP INDEX runs_of_owner; DROP INDEX runs_of_agent; DROP TABLE inputs;"
+        "ALTER TABLE runs DROP COLUMN parent; ALTER TABLE runs DROP COLUMN agent;"
         "CREATE INDEX runs_of_owner ON runs (tenant, subject, no); PRAGMA user_version = 1;"
     )
     db.close()
@@ -31,6 +32,7 @@ async def test_a_file_of_version_1_is_gone_on_with(tmp_path: Path) -> None:
     await again.engine.start()
     try:
         assert [head.run.id for head in await again.engine.list(ANN, limit=10)] == [open_run.id, ended]
+        assert [head.run.id for head in await again.engine.list(ANN, limit=10, agent="chat")] == [open_run.id, ended]
         assert await again.texts(ended) == lines
         assert (await again.engine.claim("w")).run_id == open_run.id
     finally:

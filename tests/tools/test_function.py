@@ -112,3 +112,26 @@ async def _no_json(lock: threading.Event) -> None:
 def test_a_function_that_cannot_be_a_tool_is_refused(function: Any, words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         tool(function)
+
+
+@pytest.mark.parametrize("option", ["aproval", "call", "timeot"])
+def test_an_option_that_is_none_is_refused(option: str) -> None:
+    with pytest.raises(TypeError):
+        tool(**{option: True})  # type: ignore[call-overload]
+
+
+async def test_what_a_plain_function_raises_is_raised() -> None:
+    @tool
+    def fail() -> None:
+        """Fails."""
+        raise KeyError("k")
+
+    @tool
+    def leave() -> None:
+        """Leaves."""
+        raise SystemExit(3)
+
+    with pytest.raises(KeyError):
+        await fail.call({}, CONTEXT)
+    with pytest.raises(RuntimeError, match="SystemExit"):
+        await leave.call({}, CONTEXT)

@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from headrace.errors import InvalidField, ToolFailed, ToolOutcomeUnknown
+from headrace.errors import BY_CODE, HeadraceError, InvalidField, ToolFailed, ToolOutcomeUnknown
 from headrace.events import Event, ToolCallEnd, ToolCallResult, ToolCallStart, Unknown
-from headrace.ports import AgentItem, Run, RunContext, ToolCall
+from headrace.ports import AgentItem, RunContext, ToolCall
 from headrace.toolbox import Toolbox
 
 NAME = "tool"
@@ -45,10 +45,11 @@ class ToolCallAgent:
         call = ToolCall(id=_CALL_ID, name=asked.tool, arguments=msgspec.json.encode(asked.parameters).decode())
         if (result := _result(context.history)) is not None:
             if result.is_error:
-                raise ToolFailed(result.output)
+                raise _error_of(result)
             return
         if _was_begun(context.history):
-            self._check_may_repeat(call.name, context.run)
+            if not self._tools.may_repeat(call.name, context.run.scopes):
+                raise ToolOutcomeUnknown
         else:
             yield [
                 ToolCallStart(tool_call_id=call.id, name=call.name, message_id="", executed_by="server"),
@@ -60,12 +61,6 @@ class ToolCallAgent:
                 if outcome.error is not None:
                     raise outcome.error
 
-    def _check_may_repeat(self, name: str, run: Run) -> None:
-        """There was a tool of this name when the run was started, so one that is gone now may have run as well."""
-        tool = self._tools.find(name, run.scopes)
-        if tool is None or not tool.idempotent:
-            raise ToolOutcomeUnknown
-
     async def cancel(self) -> None:
         """Cancel the tool at once."""
         if self._task is not None:
@@ -75,6 +70,10 @@ class ToolCallAgent:
 def _result(history: Sequence[Event | Unknown]) -> ToolCallResult | None:
     results = (event for event in history if isinstance(event, ToolCallResult) and not event.preliminary)
     return next(results, None)
+
+
+def _error_of(result: ToolCallResult) -> HeadraceError:
+    return BY_CODE.get(result.code or "", ToolFailed)(result.output)
 
 
 def _was_begun(history: Sequence[Event | Unknown]) -> bool:

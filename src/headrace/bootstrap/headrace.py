@@ -62,6 +62,8 @@ logger = structlog.get_logger("headrace")
 
 _OWN_NAMES = frozenset({tool_call.NAME, batch.NAME, job.NAME, notice.NAME})
 """Of agents."""
+_COORDINATORS = frozenset({batch.NAME, job.NAME, notice.NAME})
+"""Of these, those that wait for other runs."""
 LEDGER_FILE = "budgets.db"
 JOBS_FOLDER = "batches"
 _TRIM_SECONDS = 60.0
@@ -131,17 +133,25 @@ class Headrace:
             telemetry=self.telemetry,
             max_runs=self.settings.max_runs,
             limits=RunLimits(total=self.settings.stream_timeout, idle=self.settings.idle_timeout),
-            coordinators=(batch.NAME, job.NAME, notice.NAME),
+            coordinators=_COORDINATORS,
             on_end=self._admission.end if self._admission is not None else None,
         )
         self.authenticator = Authenticator(auth_config(self.settings))
         self.open_streams = OpenStreams(self.authenticator.still_valid)
-        self.runs = Runs(self.engine, self._agents, self._admission, own_agents=own_agents)
+        self.runs = Runs(
+            self.engine,
+            self._agents,
+            self._admission,
+            own_agents=own_agents,
+            coordinators=_COORDINATORS,
+            on_deleted=self._forget,
+        )
         self.egress = Egress(allow=_networks(self.settings.egress_allow, "HEADRACE_EGRESS_ALLOW"))
         self._webhooks = Webhooks(self.egress, attempts=_NOTICES)
         self._webhook_secret = WebhookSecret(self.settings)
         self._job_files = JobFiles(self.settings.data / JOBS_FOLDER)
-        self._job_slots = Slots(self.settings.job_slots)
+        # Half of all places at most: people who chat do not wait for jobs.
+        self._job_slots = Slots(min(self.settings.job_slots, max(1, self.settings.max_runs // 2)))
         self.jobs = Jobs(
             self.runs,
             self._job_files,
@@ -245,6 +255,11 @@ class Headrace:
             cost=self.prices.dollars,
             on_lost_call=account.recover if account is not None else None,
         )
+
+    async def _forget(self, run: Run) -> None:
+        """What is kept of a run beside its log."""
+        if run.agent == job.NAME:
+            await self._job_files.delete(run.id)
 
     async def _is_known(self, run_id: str) -> bool:
         try:

@@ -1,11 +1,13 @@
 """Which tools there are, from the settings."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from importlib.metadata import entry_points
 from itertools import chain
 from typing import Any
+
+from pydantic import SecretStr
 
 from headrace.bootstrap.documents import open_index
 from headrace.egress import Egress
@@ -32,12 +34,37 @@ def tool_sources(settings: Settings, egress: Egress) -> Sequence[ToolSource]:
     }
     sources = [built_in[name]() if name in built_in else _installed(name, built_in) for name in settings.tools]
     if settings.sql_url is not None:
-        sources.append(sql_tool(settings.sql_url.get_secret_value()))
+        sources.append(_of("HEADRACE_SQL_URL", settings.sql_url, sql_tool))
     if settings.mcp_servers is not None:
-        sources.append(
-            _together([mcp_tools(server) for server in parse_servers(settings.mcp_servers.get_secret_value())])
-        )
+        sources.append(_of("HEADRACE_MCP_SERVERS", settings.mcp_servers, _mcp))
     return sources
+
+
+def _of(variable: str, value: SecretStr, make: Callable[[str], ToolSource]) -> ToolSource:
+    """Errors name the variable, at once or when the source is entered."""
+
+    @contextmanager
+    def named() -> Iterator[None]:
+        try:
+            yield
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{variable}: {error.message}") from error
+
+    with named():
+        inner = make(value.get_secret_value())
+
+    @asynccontextmanager
+    async def source() -> AsyncIterator[Sequence[Tool]]:
+        async with AsyncExitStack() as stack:
+            with named():
+                tools = await stack.enter_async_context(inner())
+            yield tools
+
+    return source
+
+
+def _mcp(text: str) -> ToolSource:
+    return _together([mcp_tools(server) for server in parse_servers(text)])
 
 
 def _always(tool: Tool) -> ToolSource:
@@ -54,7 +81,14 @@ def _together(sources: Sequence[ToolSource]) -> ToolSource:
     @asynccontextmanager
     async def source() -> AsyncIterator[Sequence[Tool]]:
         async with AsyncExitStack() as stack:
-            entered = await asyncio.gather(*(stack.enter_async_context(each()) for each in sources))
+            entering = [asyncio.ensure_future(stack.enter_async_context(each())) for each in sources]
+            try:
+                entered = await asyncio.gather(*entering)
+            except BaseException:
+                for each in entering:
+                    each.cancel()
+                await asyncio.gather(*entering, return_exceptions=True)
+                raise
             yield list(chain.from_iterable(entered))
 
     return source

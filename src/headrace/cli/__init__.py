@@ -9,9 +9,8 @@ from headrace.errors import ConfigurationError, HeadraceError
 
 EX_CONFIG = 78
 """Exit code for a process that is set up wrongly (sysexits.h)."""
-INTERRUPTED = 130
 CLOSED_PIPE = 141
-"""Exit codes that shells use for what ends by SIGINT and SIGPIPE."""
+"""Exit code that shells use for what ends by SIGPIPE."""
 
 
 def main() -> None:
@@ -27,8 +26,6 @@ def main() -> None:
     except HeadraceError as error:
         complain(error)
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
     except BrokenPipeError:  # whoever read our output has seen enough; there is nothing left to flush to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(CLOSED_PIPE)

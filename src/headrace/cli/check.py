@@ -4,16 +4,17 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 from pydantic import AliasChoices, SecretStr
 
-from headrace.bootstrap import Headrace, auth_config, choose_model, names_of
+from headrace.bootstrap import Headrace, auth_config, choose_model, names_of, tool_sources
 from headrace.cli.output import line
 from headrace.client import AsyncClient
+from headrace.egress import Egress
 from headrace.errors import HeadraceError, Unreachable
 from headrace.server.auth import AuthConfig, KeyFile
 from headrace.settings import Settings, load_settings
@@ -66,6 +67,7 @@ def _is_set(variable: str) -> bool:
 async def _configuration(settings: Settings) -> None:
     headrace = Headrace(settings)
     _say("model", await _models(settings))
+    _say("tools", await _tools(settings))
     _say("engine", headrace.engine.durability)
     _say("access", _access(auth_config(settings)))
     _say("data", _data(settings.data))
@@ -77,6 +79,16 @@ async def _models(settings: Settings) -> str:
         model = await choose_model(settings.model_copy(update={"data": Path(folder)}))
         await model.close()
         return ", then ".join(names_of(model))
+
+
+async def _tools(settings: Settings) -> str:
+    """Those that a server would have now; what they need is opened, and closed again."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with AsyncExitStack() as stack:
+            egress = await stack.enter_async_context(Egress())
+            sources = tool_sources(settings.model_copy(update={"data": Path(folder)}), egress)
+            tools = [tool.name for source in sources for tool in await stack.enter_async_context(source())]
+        return ", ".join(tools) or "none"
 
 
 def _access(config: AuthConfig) -> str:

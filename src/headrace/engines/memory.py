@@ -34,6 +34,9 @@ from headrace.ports import (
 )
 from headrace.position import Position, new_epoch
 
+_PAGE = 100
+_FORGOTTEN = 1000
+
 
 class _Log:
     """A run, its state and all its blocks."""
@@ -43,6 +46,7 @@ class _Log:
         self.tail = Tail()
         self.bytes = 0
         self.inputs: dict[str, Input] = {}
+        self.idempotency: Idempotency | None = None
 
     def change(self, **fields: object) -> None:
         self.head = msgspec.structs.replace(self.head, **fields)
@@ -54,6 +58,20 @@ class _Feed:
     def __init__(self) -> None:
         self.entries: list[FeedEntry] = []
         self.waiters = Waiters()
+        self.forgotten: set[str] = set()
+        """Runs whose entries are still to be taken out: many at once, since each time all are looked through."""
+
+    def forget(self, run_id: str) -> None:
+        self.forgotten.add(run_id)
+        if len(self.forgotten) > _FORGOTTEN:
+            self.entries = [entry for entry in self.entries if entry.run_id not in self.forgotten]
+            self.forgotten.clear()
+
+    def page(self, start: int) -> list[FeedEntry]:
+        return self.entries[start : start + _PAGE]
+
+    def shown(self, page: Sequence[FeedEntry]) -> list[FeedEntry]:
+        return [entry for entry in page if entry.run_id not in self.forgotten]
 
 
 class MemoryEngine:
@@ -95,6 +113,7 @@ class MemoryEngine:
         self._logs[run.id] = log
         if idempotency is not None:
             self._idempotency[run.owner, idempotency.key] = (run.id, idempotency.fingerprint)
+            log.idempotency = idempotency
         self._dispatch.enqueue(run.id)
         self._match()
         return Created(log.head, new=True)
@@ -155,9 +174,10 @@ class MemoryEngine:
             if sequence < self._feed_floor:
                 raise PositionGone(first_available=str(Position(self.feed_epoch, self._feed_floor)))
             start = bisect_right(feed.entries, sequence, key=_sequence)
-            if entries := feed.entries[start : start + 100]:
-                sequence = entries[-1].sequence
-                yield entries
+            if page := feed.page(start):
+                sequence = page[-1].sequence
+                if entries := feed.shown(page):
+                    yield entries
             elif live:
                 sequence = self._sequence
                 await feed.waiters.wait()
@@ -188,14 +208,16 @@ class MemoryEngine:
             heads = heads[ids.index(before) + 1 :]
         return [head for head in heads if state is None or head.state == state][:limit]
 
-    async def request_cancel(self, run_id: str, by: str) -> Literal["requested", "already", "closed"]:
+    async def request_cancel(
+        self, run_id: str, by: str, *, at_once: bool = True
+    ) -> Literal["requested", "already", "closed"]:
         log = self._log(run_id)
         if log.head.closed:
             return "closed"
         if log.head.cancel_by is not None:
             return "already"
         log.change(cancel_by=by)
-        if log.head.state == "queued":
+        if log.head.state == "queued" and (at_once or not log.head.attempt):
             self._commit(log, [RunCancelled(reason="requested", by=by)])
         else:
             self._dispatch.tell(Signal(run_id, "cancel"))
@@ -218,7 +240,8 @@ class MemoryEngine:
             raise RunActive
         self._forget_blocks(log)
         del self._logs[run_id]
-        self._idempotency = {key: known for key, known in self._idempotency.items() if known[0] != run_id}
+        if log.idempotency is not None:
+            del self._idempotency[log.head.run.owner, log.idempotency.key]
 
     async def trim(self, *, older_than: float | None = None, max_bytes: int | None = None) -> int:
         now = time.time()
@@ -285,8 +308,7 @@ class MemoryEngine:
         feed.waiters.wake()
 
     def _forget_blocks(self, log: _Log) -> None:
-        feed = self._feeds[log.head.run.owner]
-        feed.entries = [entry for entry in feed.entries if entry.run_id != log.head.run.id]
+        self._feeds[log.head.run.owner].forget(log.head.run.id)
         log.tail = Tail(log.head.offset)
         log.tail.close()
         log.bytes = 0

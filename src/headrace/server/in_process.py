@@ -78,7 +78,9 @@ def _check_operation(item: Item) -> None:
     if methods is None:
         raise NotFound
     if item.method not in methods:
-        raise MethodNotAllowed("This path does not take that method in a batch: " + ", ".join(sorted(methods)) + ".")
+        raise MethodNotAllowed(
+            f"This path does not take that method in a batch. It takes {', '.join(sorted(methods))}."
+        )
 
 
 def _methods(path: str) -> frozenset[str] | None:

@@ -1,6 +1,5 @@
 """A Python function as a tool: its signature is the schema, its docstring the description."""
 
-import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,10 @@ from pydantic import BaseModel, ConfigDict, PydanticUserError, ValidationError, 
 
 from headrace.errors import ConfigurationError, ToolArgumentsInvalid
 from headrace.ports import Tool, ToolContext
+from headrace.tools.threads import Threads
+
+_MOST_THREADS = 16
+"""Of a tool that sets no limit."""
 
 ToolFunction = Callable[..., Any]
 """A function or a coroutine function. A parameter of type `ToolContext` gets the context of the call."""
@@ -54,6 +57,7 @@ class TypedFunctionTool(Tool):
         if not self.description:
             raise ConfigurationError(f"The tool {self.name!r} needs a docstring: it is what a model reads of it.")
         self._function = function
+        self._threads = Threads(f"tool {self.name}", self.concurrency or _MOST_THREADS)
         self._arguments, self._context_name = _read_signature(self.name, function)
         self.parameters = _schema(self.name, self._arguments)
 
@@ -69,7 +73,7 @@ class TypedFunctionTool(Tool):
         if inspect.iscoroutinefunction(self._function):
             result = await self._function(**values)
         else:
-            result = await asyncio.to_thread(self._function, **values)
+            result = await self._threads.run(lambda: self._function(**values))
         return result.model_dump(mode="json") if isinstance(result, BaseModel) else result
 
 
@@ -90,14 +94,34 @@ def tool(
 ) -> Callable[[ToolFunction], TypedFunctionTool]: ...
 
 
-def tool(function: ToolFunction | None = None, /, **options: Any) -> Any:
+def tool(
+    function: ToolFunction | None = None,
+    /,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    idempotent: bool = False,
+    timeout: float = 30.0,
+    concurrency: int | None = None,
+    scope: str | None = None,
+    approval: bool = False,
+) -> Any:
     """A tool from a typed function, as a decorator with or without options; see `Tool` for what they mean.
 
     Types are those that pydantic knows, and `Annotated[int, Field(ge=0, description="...")]` says more of one. A plain
     function is run in a thread, where nothing can end it: its time limit ends the waiting for it only.
     """
+    options = {
+        "name": name,
+        "description": description,
+        "idempotent": idempotent,
+        "timeout": timeout,
+        "concurrency": concurrency,
+        "scope": scope,
+        "approval": approval,
+    }
     if function is not None:
-        return TypedFunctionTool(function, {})
+        return TypedFunctionTool(function, options)
     return lambda function: TypedFunctionTool(function, options)
 
 

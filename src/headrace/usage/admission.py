@@ -29,7 +29,7 @@ class Admission:
             except Exception:  # a cancel is not among these: the run may come to be nevertheless
                 self._ledger.end(run.id)
                 raise
-            if not created.new:
+            if not created.new and (created.head.run.id != run.id or created.head.closed):
                 self._ledger.end(run.id)
         finally:
             self._coming.discard(run.id)

@@ -15,6 +15,7 @@ from headrace.agents import tool_call
 from headrace.agents.tool_call import ToolCallAgent
 from headrace.batch.jobs import agent as agent_module
 from headrace.batch.jobs import notice
+from headrace.batch.jobs import tally as tally_module
 from headrace.batch.jobs.agent import JobAgent
 from headrace.batch.jobs.file import JobFiles, Operation
 from headrace.batch.jobs.notice import NoticeAgent
@@ -25,7 +26,7 @@ from headrace.egress import Egress
 from headrace.engines.memory import MemoryEngine
 from headrace.engines.receipt import Receipt
 from headrace.engines.sqlite import SqliteEngine
-from headrace.errors import BudgetExceeded, HeadraceError, NotFound, RunActive, StorageFull
+from headrace.errors import BudgetExceeded, HeadraceError, NotFound, RunActive, StorageFailed, StorageFull
 from headrace.events import (
     JOB_RESULT,
     JOB_TALLY,
@@ -50,6 +51,9 @@ from headrace.runs import Birth, Runs
 from headrace.telemetry import Telemetry
 from headrace.toolbox import Toolbox
 from headrace.tools.function import tool
+from headrace.usage.admission import Admission
+from headrace.usage.budgets import Budgets
+from headrace.usage.ledger import Ledger
 from headrace.webhook import Delivery, Webhooks
 from headrace.worker import Worker
 
@@ -96,7 +100,15 @@ class Mill:
 class Shop:
     """An engine and jobs over it, with workers that come and go."""
 
-    def __init__(self, engine: Engine, folder: Path, *, slots: int = 100, concurrency: int = 32) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        folder: Path,
+        *,
+        slots: int = 100,
+        concurrency: int = 32,
+        admission: Admission | None = None,
+    ) -> None:
         self.engine = engine
         self.mill = Mill()
         self.agents: dict[str, AgentFactory] = {"mill": lambda run: Actor(self.mill.acts, resumable=True)}
@@ -105,7 +117,7 @@ class Shop:
             notice.NAME: self._notice,
             tool_call.NAME: lambda run: ToolCallAgent(self.tools),
         }
-        self.runs = Runs(engine, self.agents, own_agents=self.own)
+        self.runs = Runs(engine, self.agents, own_agents=self.own, coordinators=(agent_module.NAME, notice.NAME))
         self.files = JobFiles(folder)
         self.total = slots
         self.slots = Slots(slots)
@@ -301,6 +313,29 @@ async def test_how_far_it_has_got_stands_in_the_log_all_along(shop: Shop, monkey
     assert (tally.succeeded, tally.failed) == (40, 10)
 
 
+async def test_a_job_that_comes_no_further_says_so_once(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the time that is left would stand still for as long as a model does."""
+    monkeypatch.setattr(agent_module, "_TALLY_SECONDS", 0.0)
+    monkeypatch.setattr(agent_module, "_SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr(tally_module, "_WINDOW", 0.05)
+    shop.worker()
+    job = await shop.start([*ops(20), op(21, hold=True)])
+    rates: list[float] = []
+    async with asyncio.timeout(PATIENCE):
+        async for blocks in shop.runs.follow(job, live=True):
+            events = [event for block in blocks for event in block.events]
+            rates += [each.value["per_second"] for each in events if isinstance(each, Data) and each.name == JOB_TALLY]
+            if rates and not rates[-1]:
+                break
+    assert len(await shop.results(job)) == 20
+    assert (await shop.jobs.describe(job))["seconds_left"] is None
+    written = len(await shop.events(job))
+    await asyncio.sleep(0.3)  # in which nothing is to happen
+    assert len(await shop.events(job)) == written
+    shop.mill.gate.set()
+    await shop.check(job, 21)
+
+
 # --- what a line comes to ---------------------------------------------------------------------------------------------
 
 
@@ -389,6 +424,24 @@ async def test_one_that_cannot_be_started_fails_alone(
     if isinstance(error, BudgetExceeded):
         assert failed["budget"] == "principal"
     await shop.nothing_is_held()
+
+
+async def test_operations_wait_for_what_others_of_the_job_have_reserved(open_shop: Open) -> None:
+    """A run reserves more than it uses: a job within its budget does not fail because several run at once."""
+    ledger = Ledger(None, Budgets.parse('{"principal": {"tokens": 25000}}'))  # for two at a time
+    await ledger.start()
+
+    engine = MemoryEngine()
+
+    async def is_open(run_id: str) -> bool:
+        return not (await engine.head(run_id)).closed
+
+    admission = Admission(ledger, is_open)
+    shop = open_shop(engine, admission=admission)
+    shop.worker(on_end=admission.end)
+    await shop.check(await shop.start(ops(20), concurrency=8), 20)
+    assert shop.mill.most <= 2
+    await ledger.close()
 
 
 async def test_a_caller_whose_right_ends_has_the_rest_refused(shop: Shop) -> None:
@@ -784,6 +837,19 @@ async def test_what_was_done_before_a_crash_and_a_cancel_stays_done(open_shop: O
     assert sorted(done.statuses().values()) == [200, 200, 499, 499, 499]
 
 
+async def test_a_cancel_while_no_worker_has_the_job_ends_what_had_begun(shop: Shop) -> None:
+    """As in a restart: the job waits for its next worker, and so do its children."""
+    job = await stopped_in_the_middle(shop, results=2, working=3)
+    await shop.jobs.cancel(ANN, job.run.id)
+    assert not (await shop.runs.get(ANN, job.run.id)).closed
+    shop.worker()
+    done = await shop.end(job)
+    assert isinstance(done.last, RunCancelled)
+    assert sorted(done.statuses().values()) == [200, 200, 499, 499, 499]
+    assert Counter(child.state for child in await shop.children(job)) == {"completed": 2, "cancelled": 3}
+    await shop.nothing_is_held()
+
+
 async def test_a_cancel_that_comes_before_the_first_step_of_an_attempt(shop: Shop) -> None:
     job = await stopped_in_the_middle(shop, results=2, working=3)
     lease = await claimed_by_hand(shop, job.run.id)
@@ -925,6 +991,40 @@ async def test_the_result_of_a_tool_is_found_however_often_its_worker_died(shop:
         assert outcome.result.output == '{"sum":4}'
 
 
+async def test_a_line_that_was_begun_late_hides_no_other(open_shop: Open) -> None:
+    """The disk was full for it alone, so its run is the newest, and its number the lowest."""
+    engine = Refusing(n1=StorageFull(retry_after=0.01))
+    shop = open_shop(engine)
+    shop.worker()
+    job = await shop.start(ops(50, hold=True), concurrency=4)
+    await eventually(lambda: shop.mill.working == 3)
+    engine.errors.clear()
+    await eventually(lambda: shop.mill.working == 4)
+    await shop.stop_workers()
+    for _ in range(shop.total):
+        await shop.slots.acquire(BOB.owner)
+    shop.worker()
+    await eventually(lambda: ANN.owner in shop.slots._waiting and shop.mill.working == 4)
+    await shop.jobs.cancel(ANN, job.run.id)
+    assert (await shop.end(job)).statuses() == {1: 499, 2: 499, 3: 499, 4: 499}
+
+
+async def test_what_a_run_came_to_that_was_trimmed_before_it_was_read_is_told_as_gone(open_shop: Open) -> None:
+    engine = NotTaking()
+    shop = open_shop(engine)
+    shop.worker()
+    job = await shop.start(ops(3))
+    await eventually(lambda: sum(log.head.state == "completed" for log in engine._logs.values()) == 3)
+    engine._held = None  # what was not committed is lost
+    await engine.trim(older_than=-1)
+    await crash(shop, job, "release")
+    done = await shop.end(job)
+    assert shop.mill.begun.total() == 3, "not run again"
+    for result in done.results:
+        assert (result["status"], result["code"]) == (410, "cursor.gone")
+        assert result["run_id"] == child_id(job.run.id, result["line"])
+
+
 async def test_a_worker_that_has_lost_the_job_writes_nothing_more(shop: Shop) -> None:
     """Two workers at once: the old one is fenced off, and the new one gets every result once."""
     old, new = shop.worker(), shop.worker()
@@ -1011,6 +1111,21 @@ async def test_who_is_cancelled_while_a_job_is_made_does_not_take_its_file_away(
     engine.create = lambda *given: MemoryEngine.create(engine, *given)  # type: ignore[method-assign]
     shop.worker()
     await shop.check(job, 3)
+
+
+async def test_a_log_that_fails_does_not_take_the_file_of_a_job_that_may_be_there(open_shop: Open) -> None:
+    """After a failed fsync nobody knows what is on the disk. The next start does."""
+
+    class Failing(MemoryEngine):
+        async def create(self, run: Run, first: Event, idempotency: Idempotency | None = None) -> Created:
+            await super().create(run, first, idempotency)
+            raise StorageFailed
+
+    shop = open_shop(Failing())
+    with pytest.raises(StorageFailed):
+        await shop.start(ops(3))
+    (job,) = await shop.jobs.list(ANN, limit=10)
+    assert folder_of(shop) == [f"{job.run.id}.jsonl"]
 
 
 # --- retry and delete -------------------------------------------------------------------------------------------------

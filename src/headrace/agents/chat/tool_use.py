@@ -42,7 +42,7 @@ class ToolUse:
                 messages.append(_told(result))
                 yield result
                 continue
-            if may_have_run and not self._may_repeat(call.name, asked=approval is not None):
+            if may_have_run and not self._tools.may_repeat(call.name, self._context.run.scopes):
                 raise ToolOutcomeUnknown
             may_have_run = False
             async with aclosing(self._tools.execute(call, self._context.run)) as outcomes:
@@ -60,12 +60,6 @@ class ToolUse:
         if asked is None and (tool is None or not tool.approval):
             return None
         return Approval(request_id, call, asked=asked, answered=answered)
-
-    def _may_repeat(self, name: str, *, asked: bool) -> bool:
-        """A tool that somebody was asked about was there, so one that is gone now may have run as well."""
-        if asked and self._tools.find(name, self._context.run.scopes) is None:
-            return False
-        return self._tools.may_repeat(name)
 
 
 def _refused(call: ToolCall, approval: Approval) -> ToolCallResult:

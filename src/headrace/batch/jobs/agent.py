@@ -6,10 +6,10 @@ is run twice, none is lost, each has one result.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from itertools import chain
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import structlog
@@ -20,7 +20,7 @@ from headrace.batch.jobs.file import JobFiles, Operation
 from headrace.batch.jobs.pace import Pace
 from headrace.batch.jobs.slots import Slots
 from headrace.batch.jobs.tally import Tally, Throughput
-from headrace.errors import AuthRevoked, Cancelled, HeadraceError, InvalidField, NotFound, StorageFull
+from headrace.errors import AuthRevoked, BudgetExceeded, Cancelled, HeadraceError, InvalidField, NotFound, StorageFull
 from headrace.events import JOB_RESULT, JOB_TALLY, OUTPUT, AnyEvent, Data, RunCancelled, RunFailed
 from headrace.identity import Principal
 from headrace.ports import AgentItem, Head, Run, RunContext, child_id
@@ -33,6 +33,10 @@ T = TypeVar("T")
 NAME = "batch_job"
 """Of the agent."""
 _TALLY_SECONDS = 1.0
+_SILENCE_SECONDS = 10.0
+"""Without a result, after which the throughput is told once more."""
+_BUDGET_SECONDS = 1.0
+"""From one look at a budget to the next, where nothing ends in between."""
 _UNWRITTEN = 1000
 """Results that may wait to be written before no more operations are started."""
 
@@ -47,13 +51,6 @@ class JobInput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str | None = None
     webhook: str | None = None
     retry_of: str | None = None
-
-
-class _Open(NamedTuple):
-    """An operation on its way to its result."""
-
-    birth: Birth
-    task: "asyncio.Task[None]"
 
 
 class JobAgent:
@@ -72,13 +69,17 @@ class JobAgent:
         """Lines that have a result."""
         self._last_begun = 0
         """No later line has become a run in an earlier attempt."""
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, asyncio.Task[None]] = {}
         """By line."""
         self._results: list[AnyEvent] = []
         """That are to be written."""
         self._news = asyncio.Event()
         self._room = asyncio.Event()
         self._cancelled = asyncio.Event()
+        self._run: Run | None = None
+        self._working = 0
+        """Operations whose runs have not ended."""
+        self._one_ended = asyncio.Event()
         self._starting: asyncio.Future[None] | None = None
 
     async def run(self, context: RunContext) -> AsyncIterator[AgentItem]:
@@ -86,6 +87,7 @@ class JobAgent:
             job = msgspec.convert(context.run.input, JobInput)
         except msgspec.ValidationError as error:
             raise InvalidField from error
+        self._run = context.run
         if context.attempt > 1:
             await self._look_back(context.run, job)
         feeding = asyncio.ensure_future(self._feed(context.run, job))
@@ -96,7 +98,7 @@ class JobAgent:
                     yield some
             feeding.result()
         finally:
-            tasks = [feeding, *(each.task for each in self._open.values())]
+            tasks = [feeding, *self._open.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
@@ -108,7 +110,8 @@ class JobAgent:
         self._cancelled.set()
         if self._starting is not None:
             self._starting.cancel()
-        await asyncio.gather(*(self._cancel_child(each.birth) for each in list(self._open.values())))
+        if (run := self._run) is not None:
+            await asyncio.gather(*(self._cancel_child(run, line) for line in list(self._open)))
 
     async def _look_back(self, run: Run, job: JobInput) -> None:
         """What earlier attempts have left."""
@@ -128,16 +131,26 @@ class JobAgent:
         loop = asyncio.get_running_loop()
         told_at = loop.time()
         while not feeding.done() or self._results:
-            await self._news.wait()
-            self._news.clear()
+            silent = not await self._news_came()
             results, self._results = self._results, []
             self._room.set()
-            if results and loop.time() - told_at >= _TALLY_SECONDS:
+            if silent or (results and loop.time() - told_at >= _TALLY_SECONDS):
                 told_at = loop.time()
                 self._tally.per_second = self._throughput.per_second(self._tally.done)
                 results.append(Data(name=JOB_TALLY, value=msgspec.to_builtins(self._tally)))
             if results:
                 yield results
+
+    async def _news_came(self) -> bool:
+        """Or none came for so long that what was told last is no longer true: for twice the time of one result."""
+        rate = self._tally.per_second
+        try:
+            async with asyncio.timeout(max(_SILENCE_SECONDS, 2 / rate) if rate else None):
+                await self._news.wait()
+        except TimeoutError:
+            return False
+        self._news.clear()
+        return True
 
     async def _feed(self, run: Run, job: JobInput) -> None:
         """All operations, from the first that is started to the last that has its result."""
@@ -150,7 +163,7 @@ class JobAgent:
             if self._cancelled.is_set():
                 await self._end_begun(run)
             while self._open:
-                await asyncio.wait([each.task for each in self._open.values()])
+                await asyncio.wait(list(self._open.values()))
             if not self._cancelled.is_set():
                 starting.result()
         finally:
@@ -198,32 +211,31 @@ class JobAgent:
                         self._start(run, line, operation)
 
     def _start(self, run: Run, line: int, operation: Operation) -> "asyncio.Task[None]":
-        birth = Birth(run, line)
-        task = asyncio.ensure_future(self._work(birth, operation))
-        self._open[line] = _Open(birth, task)
+        task = self._open[line] = asyncio.ensure_future(self._work(run, line, operation))
         task.add_done_callback(lambda _: self._open.pop(line))
         return task
 
-    async def _work(self, birth: Birth, operation: Operation) -> None:
-        response = await self._response(birth, operation)
-        value = {"line": birth.number, "kind": operation.kind, **msgspec.to_builtins(response)}
+    async def _work(self, run: Run, line: int, operation: Operation) -> None:
+        response = await self._response(run, line, operation)
+        value = {"line": line, "kind": operation.kind, **msgspec.to_builtins(response)}
         self._tally.count(failed=response.failed)
-        self._done.add(birth.number)
+        self._done.add(line)
         self._results.append(Data(name=JOB_RESULT, value=value))
         self._news.set()
 
-    async def _response(self, birth: Birth, operation: Operation) -> Response:
+    async def _response(self, run: Run, line: int, operation: Operation) -> Response:
         run_id: str | None = None
         try:
-            head = await self._begun(birth.parent, birth.number) or await self._begin(birth, operation)
+            head = await self._begun(run, line) or await self._begin(run, line, operation)
             run_id = head.run.id
             if self._cancelled.is_set():
-                await self._cancel_child(birth)
-            return _response_of(operation, run_id, await self._runs.outcome(head))
+                await self._cancel_child(run, line)
+            with self._at_work():
+                return _response_of(operation, run_id, await self._runs.outcome(head))
         except HeadraceError as error:
             return refusal(operation.id, error, run_id=run_id)
         except Exception:  # of one operation, which the others have nothing to do with
-            logger.exception("operation failed", run_id=child_id(birth.parent.id, birth.number))
+            logger.exception("operation failed", run_id=child_id(run.id, line))
             return refusal(operation.id, HeadraceError(), run_id=run_id)
 
     async def _begun(self, run: Run, line: int) -> Head | None:
@@ -235,31 +247,47 @@ class JobAgent:
         except NotFound:
             return None
 
-    async def _begin(self, birth: Birth, operation: Operation) -> Head:
-        principal = birth.parent.principal
+    async def _begin(self, run: Run, line: int, operation: Operation) -> Head:
         if self._cancelled.is_set():
             raise Cancelled
-        if not self._may_go_on(principal):
+        if not self._may_go_on(run.principal):
             raise AuthRevoked
-        command, own = operation.command(), operation.kind == "tool"
-        created = await self._patiently(lambda: self._runs.start(principal, command, own=own, birth=birth))
+        birth, command, own = Birth(run, line), operation.command(), operation.kind == "tool"
+        created = await self._patiently(lambda: self._runs.start(run.principal, command, own=own, birth=birth))
         return created.head
 
     async def _patiently(self, start: Callable[[], Awaitable[T]]) -> T:
-        """Waits while the disk is full: that is no fault of an operation. Raises `Cancelled`."""
+        """Waits while the disk is full, which is no fault of an operation, and while others of this job may give back
+        what they have reserved of a budget. Raises `Cancelled`."""
         while True:
             try:
                 return await start()
             except StorageFull as error:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._cancelled.wait(), error.retry_after or 1.0)
-                if self._cancelled.is_set():
-                    raise Cancelled from error
+                await self._wait(self._cancelled, error.retry_after or 1.0)
+            except BudgetExceeded:
+                if not self._working:
+                    raise
+                await self._wait(self._one_ended, _BUDGET_SECONDS)
+            if self._cancelled.is_set():
+                raise Cancelled
 
-    async def _cancel_child(self, birth: Birth) -> None:
-        await birth.prevent()
-        with suppress(HeadraceError):  # it has not come to be
-            await self._runs.cancel(birth.parent.principal, child_id(birth.parent.id, birth.number), by=NAME)
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        self._working += 1
+        try:
+            yield
+        finally:
+            self._working -= 1
+            ended, self._one_ended = self._one_ended, asyncio.Event()
+            ended.set()
+
+    async def _wait(self, event: asyncio.Event, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(event.wait(), seconds)
+
+    async def _cancel_child(self, run: Run, line: int) -> None:
+        with suppress(HeadraceError):  # it has not come to be, and is looked at again once it has
+            await self._runs.cancel(run.principal, child_id(run.id, line), by=NAME)
 
 
 def _response_of(operation: Operation, run_id: str, outcome: Outcome) -> Response:

@@ -2,7 +2,7 @@
 
 from contextlib import aclosing
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -11,8 +11,8 @@ from headrace.cli.batch.progress import JobBar
 from headrace.cli.batch.result_files import ResultFiles
 from headrace.cli.output import line, remark
 from headrace.cli.server import LOCAL_SERVER, Server, connected
-from headrace.client import JobEnd, JobHandle, JobResult
-from headrace.errors import NotFound, StreamCut
+from headrace.client import AsyncClient, JobEnd, JobHandle, JobResult
+from headrace.errors import HeadraceError, NotFound, StreamCut
 
 
 async def run(
@@ -46,30 +46,43 @@ async def run(
     webhook
         URL that is told when the job has ended.
     """
-    files = ResultFiles.beside(file, output)
-    begun, kept = BegunJob.of(file, server.url)
-    async with connected(server) as client:
-        if begun.job is not None and await _is_there(client.job(begun.job)):
-            job = client.job(begun.job)
-            remark(f"Going on with {job.id}.")
-        else:
-            begun.keep(kept)  # before it is sent: what comes back may be lost
-            job = await client.start_job(
-                file, concurrency=concurrency, rate=rate, name=name, webhook=webhook, idempotency_key=begun.key
-            )
-            begun.job = job.id
-            begun.keep(kept)
-            remark(f"{job.id} works on it. Ctrl-C only stops looking; the same command goes on with it.")
-        end = await _follow(job, files)
-    kept.unlink(missing_ok=True)
+    options = {"concurrency": concurrency, "rate": rate, "name": name, "webhook": webhook}
+    given = {option: str(value) for option, value in options.items() if value is not None}
+    begun, kept = BegunJob.of(file, server.url, given)
+    with ResultFiles.beside(file, output, again=begun.again) as files:
+        async with connected(server) as client:
+            job = await _job(client, file, options, begun, kept, files)
+            end = await _follow(job, files)
+    begun.forget(kept)
     end.check()
+
+
+async def _job(
+    client: AsyncClient, file: Path, options: dict[str, Any], begun: BegunJob, kept: Path, files: ResultFiles
+) -> JobHandle:
+    """The job that was begun, or a new one."""
+    if begun.job is not None and await _is_there(client.job(begun.job)):
+        remark(f"Going on with {begun.job}.")
+        return client.job(begun.job)
+    begun.keep(kept)  # before it is sent: what comes back may be lost
+    try:
+        job = await client.start_job(file, idempotency_key=begun.key, **options)
+    except HeadraceError as error:
+        if error.status < 500:  # it was refused, so there is none
+            begun.forget(kept)
+            files.discard()
+        raise
+    begun.job = job.id
+    begun.keep(kept)
+    remark(f"{job.id} works on it. Ctrl-C only stops looking; the same command goes on with it.")
+    return job
 
 
 async def _follow(job: JobHandle, files: ResultFiles) -> JobEnd:
     """Write every result to its file, and show how far the job has got. How it ended, which is an error where an
     operation failed."""
     end = JobEnd(error=StreamCut.detail)
-    with files, JobBar() as bar:
+    with JobBar() as bar:
         async with aclosing(job.follow()) as items:
             async for _, news in items:
                 bar.show(news)

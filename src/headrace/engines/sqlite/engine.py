@@ -202,7 +202,7 @@ class SqliteEngine:
             raise self._refused
         if self._full:
             raise StorageFull(retry_after=5)
-        if run.parent_run_id is not None and (known := await self._known_child(run.id)) is not None:
+        if (known := await self._known(run.id)) is not None:
             return Created(known, new=False)
         create = op.Create(run, first, idempotency)
         created = self._submit(create, urgent=True)
@@ -217,11 +217,12 @@ class SqliteEngine:
             return Created(await self.head(result.run_id), new=False)
         return Created(result, new=True)
 
-    async def _known_child(self, run_id: str) -> Head | None:
+    async def _known(self, run_id: str) -> Head | None:
         """A run that is open, or being made: its claim must not be taken from the worker that has it. One that has
         ended cannot be claimed; the commit finds it."""
-        if (making := self._creating.get(run_id)) is not None:
+        while (making := self._creating.get(run_id)) is not None:
             await asyncio.wait([making])
+            await asyncio.sleep(0)  # whoever made it takes it off the list
         live = self._live.get(run_id)
         return live.head() if live is not None else None
 
@@ -322,12 +323,14 @@ class SqliteEngine:
         heads = await self._reader.heads(owner, limit, before, state, parent, agent)
         return [head if head.closed else await self.head(head.run.id) for head in heads]
 
-    async def request_cancel(self, run_id: str, by: str) -> Literal["requested", "already", "closed"]:
+    async def request_cancel(
+        self, run_id: str, by: str, *, at_once: bool = True
+    ) -> Literal["requested", "already", "closed"]:
         live = self._live.get(run_id)
         if live is None:
             await self._reader.run(run_id)
             return "closed"
-        request = op.RequestCancel(live.no, run_id, by)
+        request = op.RequestCancel(live.no, run_id, by, at_once=at_once)
         result: Literal["requested", "already", "closed"] = await self._submit(request, urgent=True)
         return result
 

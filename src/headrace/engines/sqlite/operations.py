@@ -117,9 +117,9 @@ class Create(Operation):
             return Known(known)
         no = tx.ids.next_run()
         inserted = tx.db.execute(
-            "INSERT INTO runs (no, id, tenant, subject, state, head, parent, record)"
-            " VALUES (?, ?, ?, ?, 'queued', 1, ?, ?) ON CONFLICT (id) DO NOTHING",
-            (no, self.run.id, owner.tenant, owner.subject, self.run.parent_run_id, self.record),
+            "INSERT INTO runs (no, id, tenant, subject, state, head, parent, agent, record)"
+            " VALUES (?, ?, ?, ?, 'queued', 1, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+            (no, self.run.id, owner.tenant, owner.subject, self.run.parent_run_id, self.run.agent, self.record),
         ).rowcount
         if not inserted:
             return Known(self.run.id)
@@ -242,10 +242,11 @@ class Cancelled(NamedTuple):
 
 
 class RequestCancel(Operation):
-    def __init__(self, run: int, run_id: str, by: str) -> None:
+    def __init__(self, run: int, run_id: str, by: str, *, at_once: bool) -> None:
         self.run = run
         self.run_id = run_id
         self.by = by
+        self.at_once = at_once
         self.event = RunCancelled(reason="requested", by=by)
         self.line = encode(self.event)
         self.first = 0
@@ -253,16 +254,16 @@ class RequestCancel(Operation):
         self.blocks = b""
 
     def apply(self, tx: Transaction) -> Literal["requested", "already", "closed"] | Cancelled:
-        row = tx.db.execute("SELECT state, ended, cancel_by FROM runs WHERE no = ?", (self.run,)).fetchone()
+        row = tx.db.execute("SELECT state, ended, cancel_by, attempt FROM runs WHERE no = ?", (self.run,)).fetchone()
         if row is None:
             raise NotFound
-        state, ended, cancel_by = row
+        state, ended, cancel_by, attempt = row
         if ended is not None:
             return "closed"
         if cancel_by is not None:
             return "already"
         tx.db.execute("UPDATE runs SET cancel_by = ? WHERE no = ?", (self.by, self.run))
-        if state != "queued":
+        if state != "queued" or (attempt and not self.at_once):
             return "requested"
         block_id = insert_blocks(tx, [NewBlock(self.run, self.first, [self.line])])[0]
         blocks = BlockList(self.blocks)

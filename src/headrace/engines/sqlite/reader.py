@@ -6,7 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -122,22 +122,28 @@ def _load_heads(
     parent: str | None,
     agent: str | None,
 ) -> list[Head]:
-    # The children of a run are found by their ids, which are in the index that ids have anyway.
-    family = "parent IS NULL" if parent is None else "parent = ?6 AND id > ?6 || '_' AND id < ?6 || '`'"
-    rows = db.execute(
-        f"SELECT {HEAD_COLUMNS} FROM runs WHERE {family} AND tenant = ?1 AND subject = ?2 AND no < ?3"
-        " AND (?4 IS NULL OR state = ?4) AND (?5 IS NULL OR json_extract(CAST(record AS TEXT), '$.agent') = ?5)"
-        " ORDER BY no DESC",
-        (owner.tenant, owner.subject, below, state, agent, *(() if parent is None else (parent,))),
-    )
+    conditions = {"tenant = ?": owner.tenant, "subject = ?": owner.subject}
+    if parent is not None:  # children are found by their ids, which are in the index that ids have anyway
+        conditions |= {"parent = ?": parent, "id > ?": f"{parent}_", "id < ?": f"{parent}`"}
+    if agent is not None:
+        conditions["agent = ?"] = agent
+    if state is not None:
+        conditions["state = ?"] = state
+    family = "parent IS NULL" if parent is None else "TRUE"
+    # Sorted before the records are read.
+    page = f"SELECT no FROM runs WHERE {family} AND {' AND '.join(conditions)} AND no < ? ORDER BY no DESC LIMIT ?"
     heads: list[Head] = []
-    with closing(rows):
-        for row in rows:
+    while True:
+        rows = db.execute(
+            f"SELECT no, {HEAD_COLUMNS} FROM runs WHERE no IN ({page}) ORDER BY no DESC",
+            (*conditions.values(), below, limit),
+        ).fetchall()
+        for _, *columns in rows:
             with suppress(LogCorrupt):
-                heads.append(load_head(row))
-            if len(heads) >= limit:
-                break
-    return heads
+                heads.append(load_head(tuple(columns)))
+        if len(rows) < limit or len(heads) >= limit:  # else some were damaged
+            return heads[:limit]
+        below = rows[-1][0]
 
 
 def _load_lines(db: sqlite3.Connection, run: int, ids: Sequence[int], after: int) -> list[StoredLines]:

@@ -28,10 +28,13 @@ CREATE TABLE runs (
   ended     REAL,
   cancel_by TEXT,
   parent    TEXT,
+  agent     TEXT NOT NULL,
   record    BLOB NOT NULL,               -- ports.Run as JSON
   blocks    BLOB                         -- see stored.BlockList
 ) STRICT;
-CREATE INDEX runs_of_owner ON runs (tenant, subject, no) WHERE parent IS NULL;  -- children are found by their ids
+-- Not of children: they are found by their ids.
+CREATE INDEX runs_of_owner ON runs (tenant, subject, no) WHERE parent IS NULL;
+CREATE INDEX runs_of_agent ON runs (tenant, subject, agent, no) WHERE parent IS NULL;
 CREATE INDEX runs_open ON runs (no) WHERE ended IS NULL;
 CREATE INDEX runs_ended ON runs (ended) WHERE bytes > 0;
 
@@ -72,8 +75,12 @@ CREATE TABLE meta (
 
 _FROM_1 = """
 ALTER TABLE runs ADD COLUMN parent TEXT;
+ALTER TABLE runs ADD COLUMN agent TEXT NOT NULL DEFAULT '';
+UPDATE runs SET agent = coalesce(json_extract(CAST(record AS TEXT), '$.agent'), '')
+ WHERE json_valid(CAST(record AS TEXT));
 DROP INDEX runs_of_owner;
 CREATE INDEX runs_of_owner ON runs (tenant, subject, no) WHERE parent IS NULL;
+CREATE INDEX runs_of_agent ON runs (tenant, subject, agent, no) WHERE parent IS NULL;
 CREATE TABLE inputs (
   run     INTEGER NOT NULL REFERENCES runs,
   request TEXT NOT NULL,
