@@ -7,7 +7,7 @@ more time than its size says is checked in a process that is ended after `LONGES
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 from urllib.parse import unquote
@@ -42,7 +42,7 @@ def check(schema: Mapping[str, Any], pointer: str = "/output_schema") -> None:
     try:
         _validator(schema)
     except jsonschema_rs.ValidationError as error:
-        raise _invalid(pointer + _pointer(error.instance_path), _EXPECTED) from error
+        raise _invalid(pointer + to_pointer(error.instance_path), _EXPECTED) from error
     except ValueError as error:  # nested too deep, or not JSON
         raise _invalid(pointer, _EXPECTED) from error
 
@@ -55,7 +55,7 @@ def validator(schema: Mapping[str, Any]) -> jsonschema_rs.Validator:
 def faults(value: Any, schema: jsonschema_rs.Validator) -> list[dict[str, str]]:
     """What does not fit, as JSON Pointers into the value and what is expected there."""
     found = islice(schema.iter_errors(value), _MOST_FAULTS)
-    return [{"pointer": _pointer(error.instance_path), "detail": error.message[:_LONGEST_FAULT]} for error in found]
+    return [{"pointer": to_pointer(error.instance_path), "detail": error.message[:_LONGEST_FAULT]} for error in found]
 
 
 def parse(text: str, schema: Mapping[str, Any]) -> Any:
@@ -156,5 +156,6 @@ def _main() -> None:
         sys.stdout.write("fits")
 
 
-def _pointer(path: list[str | int]) -> str:
+def to_pointer(path: Iterable[str | int]) -> str:
+    """A JSON Pointer (RFC 6901)."""
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)

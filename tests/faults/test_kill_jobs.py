@@ -199,7 +199,7 @@ def chats(count: int) -> bytes:
 # --- the log as it lies on the disk -----------------------------------------------------------------------------------
 
 
-def check_children(data: Path, job_id: str, lines: range) -> Counter[str]:
+def check_children(data: Path, job_id: str, lines: Sequence[int]) -> Counter[str]:
     """Each line is one run, which was started once and ended once. Gives how many ended in which way."""
     with closing(sqlite3.connect(data / "log.db")) as db:
         rows = db.execute("SELECT no, id, state FROM runs WHERE parent = ?", (job_id,)).fetchall()
@@ -367,6 +367,8 @@ async def test_a_kill_after_a_cancel_does_not_bring_the_job_back(tmp_path: Path)
         assert len(lines) == len(set(lines)) == now["counts"]["succeeded"] + now["counts"]["failed"]
         retried = await tell(server, "POST", f"{JOBS}/{job['id']}/retry")
         assert retried["counts"]["total"] == 500 - now["counts"]["succeeded"]
+    states = check_children(data, job["id"], lines)
+    assert states == Counter(completed=now["counts"]["succeeded"], cancelled=now["counts"]["failed"])
 
 
 if __name__ == "__main__":

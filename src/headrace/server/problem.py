@@ -22,6 +22,7 @@ from headrace.errors import (
     NotFound,
 )
 from headrace.events import ErrorInfo
+from headrace.json_schema import to_pointer
 from headrace.protocols.payload import to_json
 
 MEDIA_TYPE = "application/problem+json"
@@ -76,9 +77,7 @@ def field_error(errors: Any) -> HeadraceError:
         where, *path = error["loc"]
         entry = {"detail": error["msg"]}
         if where == "body":
-            entry["pointer"] = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)[
-                :_LONGEST
-            ]
+            entry["pointer"] = to_pointer(path)[:_LONGEST]
         else:
             entry["parameter"] = str(path[0]) if path else str(where)
         entries.append(entry)

@@ -8,6 +8,7 @@ from typing import Any, get_type_hints, overload
 from pydantic import BaseModel, ConfigDict, PydanticUserError, ValidationError, create_model
 
 from headrace.errors import ConfigurationError, ToolArgumentsInvalid
+from headrace.json_schema import to_pointer
 from headrace.ports import Tool, ToolContext
 from headrace.tools.threads import Threads
 
@@ -65,7 +66,7 @@ class TypedFunctionTool(Tool):
         try:
             model = self._arguments.model_validate(arguments)
         except ValidationError as error:
-            faults = [{"pointer": _pointer(each["loc"]), "detail": each["msg"]} for each in error.errors()]
+            faults = [{"pointer": to_pointer(each["loc"]), "detail": each["msg"]} for each in error.errors()]
             raise ToolArgumentsInvalid(errors=faults) from error
         values = {name: getattr(model, name) for name in type(model).model_fields}
         if self._context_name is not None:
@@ -155,7 +156,3 @@ def _schema(name: str, arguments: type[BaseModel]) -> Mapping[str, Any]:
     for field in schema.get("properties", {}).values():
         field.pop("title", None)
     return schema
-
-
-def _pointer(path: tuple[int | str, ...]) -> str:
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
