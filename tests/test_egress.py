@@ -33,6 +33,34 @@ OTHER = "127.0.0.2"
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def listening(talk: Talk) -> AsyncIterator[int]:
+    """A port where each connection is talked to, then closed. All are over when it is left: a transport must not
+    outlive the loop of its test."""
+    visits: dict[asyncio.Task[None] | None, asyncio.StreamWriter] = {}
+
+    async def visit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        visits[asyncio.current_task()] = writer
+        try:
+            await talk(reader, writer)
+            writer.close()
+            await writer.wait_closed()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            writer.close()
+
+    server = await asyncio.start_server(visit, "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+    for writer in visits.values():
+        writer.transport.abort()
+    if tasks := [task for task in visits if task is not None]:
+        await asyncio.wait(tasks)
+    await server.wait_closed()
+
+
 class Canary:
     """Something private that counts who comes by."""
 
@@ -47,7 +75,6 @@ class Canary:
             self._news.notify_all()
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nsecret")
         await writer.drain()
-        writer.close()
 
     async def visits(self) -> int:
         """How many have come so far. Connections are taken in their order, so a last one, of our own, ends the wait."""
@@ -63,11 +90,8 @@ class Canary:
 @pytest.fixture
 async def canary() -> AsyncIterator[Canary]:
     bird = Canary()
-    server = await asyncio.start_server(bird.visit, "127.0.0.1", 0)
-    bird.port = server.sockets[0].getsockname()[1]
-    yield bird
-    server.close()
-    await server.wait_closed()
+    async with listening(bird.visit) as bird.port:
+        yield bird
 
 
 class Names(AbstractResolver):
@@ -120,12 +144,9 @@ async def raw(answer: bytes) -> AsyncIterator[str]:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(answer)
         await writer.drain()
-        writer.close()
 
-    server = await asyncio.start_server(talk, "127.0.0.1", 0)
-    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    server.close()
-    await server.wait_closed()
+    async with listening(talk) as port:
+        yield f"http://127.0.0.1:{port}/"
 
 
 async def get(

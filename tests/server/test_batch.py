@@ -654,7 +654,7 @@ async def elsewhere() -> AsyncIterator[tuple[int, list[object]]]:
 
     async def visit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         visits.append(writer.get_extra_info("peername"))
-        writer.close()
+        writer.transport.abort()
 
     listening = await asyncio.start_server(visit, "127.0.0.1", 0)
     async with listening:

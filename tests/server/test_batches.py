@@ -399,6 +399,17 @@ async def test_a_line_has_a_largest_size_however_it_comes(start: Start, size: in
     assert len(kept(server)) == 1
 
 
+async def test_a_line_that_does_not_end_is_refused_before_it_is_all_there(start: Start) -> None:
+    """Or it would be kept in memory up to the size of a file."""
+    server = await start(max_body_bytes=2000)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    head = f"POST {JOBS} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/jsonl\r\nContent-Length: 100000\r\n"
+    writer.write(head.encode() + b"\r\n" + b"x" * 3000)
+    assert (await asyncio.wait_for(reader.readline(), PATIENCE)).startswith(b"HTTP/1.1 413 ")
+    writer.close()
+    await eventually(lambda: not kept(server))
+
+
 async def test_a_file_has_a_largest_number_of_lines(start: Start) -> None:
     server = await start(job_max_items=3)
     answer = await upload(server, jsonl(*chats(4)))

@@ -91,7 +91,8 @@ def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Shop:
 
 @asynccontextmanager
 async def opened(url: str, **options: Any) -> AsyncIterator[Tool]:
-    async with sql_tool(url, **options)() as (tool,):
+    """With time enough for a machine that is busy, unless a test is about time."""
+    async with sql_tool(url, **{"seconds": 60, **options})() as (tool,):
         yield tool
 
 

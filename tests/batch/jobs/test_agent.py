@@ -439,8 +439,14 @@ async def test_operations_wait_for_what_others_of_the_job_have_reserved(open_sho
     admission = Admission(ledger, is_open)
     shop = open_shop(engine, admission=admission)
     shop.worker(on_end=admission.end)
-    await shop.check(await shop.start(ops(20), concurrency=8), 20)
-    assert shop.mill.most <= 2
+    shop.mill.passes = asyncio.Semaphore(0)
+    job = await shop.start(ops(20, hold=True), concurrency=8)
+    for done in range(20):
+        await eventually(lambda done=done: shop.mill.working == min(2, 20 - done))  # type: ignore[misc]
+        shop.mill.passes.release()
+        await shop.has_results(job, done + 1)
+    await shop.check(job, 20)
+    assert shop.mill.most == 2
     await ledger.close()
 
 
@@ -780,11 +786,12 @@ async def test_one_operation_that_somebody_cancels_is_one_that_failed(shop: Shop
     assert done.statuses() == {1: 200, 2: 499, 3: 200}
 
 
-async def stopped_in_the_middle(shop: Shop, *, results: int, working: int, count: int = 50) -> Head:
-    """A job that no worker has, with so many results, and so many children that have begun."""
+async def stopped_in_the_middle(shop: Shop, *, results: int, working: int, refused: int = 0, count: int = 50) -> Head:
+    """A job that no worker has, with so many results, so many children that have begun, and so many lines that the
+    disk was full for."""
     shop.worker()
     shop.mill.passes = asyncio.Semaphore(results)
-    job = await shop.start(ops(count, hold=True), concurrency=working)
+    job = await shop.start(ops(count, hold=True), concurrency=working + refused)
     await shop.has_results(job, results)
     await eventually(lambda: shop.mill.working == working)
     await shop.stop_workers()
@@ -1007,6 +1014,40 @@ async def test_a_line_that_was_begun_late_hides_no_other(open_shop: Open) -> Non
     await eventually(lambda: ANN.owner in shop.slots._waiting and shop.mill.working == 4)
     await shop.jobs.cancel(ANN, job.run.id)
     assert (await shop.end(job)).statuses() == {1: 499, 2: 499, 3: 499, 4: 499}
+
+
+class LookingFor(Refusing):
+    """Finds the run `slow`, or that there is none, only once the gate is open."""
+
+    slow: str | None = None
+
+    def __init__(self, **errors: Exception) -> None:
+        super().__init__(**errors)
+        self.gate = asyncio.Event()
+        self.looking = asyncio.Event()
+
+    async def head(self, run_id: str) -> Head:
+        if run_id == self.slow:
+            self.looking.set()
+            await self.gate.wait()
+        return await super().head(run_id)
+
+
+async def test_a_line_that_is_looked_for_in_the_moment_of_a_cancel_is_not_started(open_shop: Open) -> None:
+    engine = LookingFor(n1=StorageFull(retry_after=0.01))
+    shop = open_shop(engine)
+    job = await stopped_in_the_middle(shop, results=0, working=3, refused=1)
+    engine.errors.clear()
+    engine.slow = child_id(job.run.id, 1)
+    shop.worker()
+    await engine.looking.wait()
+    await shop.jobs.cancel(ANN, job.run.id)
+    await eventually(lambda: shop.workers[0]._executions[job.run.id]._asked is not None)
+    engine.gate.set()
+    done = await shop.end(job)
+    assert isinstance(done.last, RunCancelled)
+    assert set(done.statuses().values()) == {499}
+    assert engine.slow not in engine.created
 
 
 async def test_what_a_run_came_to_that_was_trimmed_before_it_was_read_is_told_as_gone(open_shop: Open) -> None:

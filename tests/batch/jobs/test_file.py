@@ -129,6 +129,24 @@ async def test_what_was_kept_outlives_its_writer(files: JobFiles, tmp_path: Path
     assert names(tmp_path) == [f"{run_id}.jsonl"]
 
 
+async def test_it_has_its_name_only_when_it_is_on_the_disk(files: JobFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the folder is on the disk as well before a job may be made of it."""
+    calls: list[str] = []
+
+    def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def note(*given: Any) -> Any:
+            is_folder = name == "fsync" and os.path.isdir(f"/proc/self/fd/{given[0]}")
+            calls.append(f"{name} of the folder" if is_folder else name)
+            return call(*given)
+
+        return note
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, noted(name, getattr(os, name)))
+    await kept(files, operation(1))
+    assert calls == ["fsync", "replace", "fsync of the folder"]
+
+
 KILLED = """
     import asyncio, os, signal, sys
     from pathlib import Path

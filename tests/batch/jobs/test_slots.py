@@ -127,6 +127,7 @@ async def test_a_waiter_that_goes_away_takes_no_slot_with_it() -> None:
     cancelled = holders.cancel(BOB)
     await settle()
     assert cancelled.cancelled()
+    assert BOB not in holders.slots._waiting
     holders.release(ANN)
     await settle()
     assert holders.granted == [ANN, CYD]

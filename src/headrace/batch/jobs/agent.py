@@ -78,8 +78,9 @@ class JobAgent:
         self._cancelled = asyncio.Event()
         self._run: Run | None = None
         self._working = 0
-        """Operations whose runs have not ended."""
+        """Operations whose runs are being made, or have not ended."""
         self._one_ended = asyncio.Event()
+        self._asking = asyncio.Lock()
         self._starting: asyncio.Future[None] | None = None
 
     async def run(self, context: RunContext) -> AsyncIterator[AgentItem]:
@@ -248,28 +249,38 @@ class JobAgent:
             return None
 
     async def _begin(self, run: Run, line: int, operation: Operation) -> Head:
-        if self._cancelled.is_set():
-            raise Cancelled
         if not self._may_go_on(run.principal):
             raise AuthRevoked
         birth, command, own = Birth(run, line), operation.command(), operation.kind == "tool"
-        created = await self._patiently(lambda: self._runs.start(run.principal, command, own=own, birth=birth))
+        created = await self._within_budget(lambda: self._runs.start(run.principal, command, own=own, birth=birth))
         return created.head
 
+    async def _within_budget(self, start: Callable[[], Awaitable[T]]) -> T:
+        """Waits while others of this job may give back what they have reserved: one of those who wait asks at a time.
+        Raises `BudgetExceeded` where nobody is left who could, and `Cancelled`."""
+        with suppress(BudgetExceeded):
+            return await self._patiently(start)
+        async with self._asking:
+            while True:
+                try:
+                    return await self._patiently(start)
+                except BudgetExceeded:
+                    if not self._working:
+                        raise
+                await self._wait(self._one_ended, _BUDGET_SECONDS)
+
     async def _patiently(self, start: Callable[[], Awaitable[T]]) -> T:
-        """Waits while the disk is full, which is no fault of an operation, and while others of this job may give back
-        what they have reserved of a budget. Raises `Cancelled`."""
-        while True:
+        """Waits while the disk is full, which is no fault of an operation. Raises `Cancelled`."""
+        while not self._cancelled.is_set():
+            self._working += 1
             try:
                 return await start()
             except StorageFull as error:
-                await self._wait(self._cancelled, error.retry_after or 1.0)
-            except BudgetExceeded:
-                if not self._working:
-                    raise
-                await self._wait(self._one_ended, _BUDGET_SECONDS)
-            if self._cancelled.is_set():
-                raise Cancelled
+                full = error
+            finally:
+                self._working -= 1
+            await self._wait(self._cancelled, full.retry_after or 1.0)
+        raise Cancelled
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:

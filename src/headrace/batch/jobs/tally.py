@@ -10,7 +10,6 @@ import msgspec
 
 from headrace.events import JOB_RESULT, JOB_TALLY, Data, Event, Unknown
 from headrace.ports import Head
-from headrace.position import Position
 from headrace.runs import Runs
 
 _TAIL = 30
@@ -51,7 +50,6 @@ class Tally(msgspec.Struct, kw_only=True):
 
 async def tally_of(runs: Runs, head: Head) -> Tally:
     """As of now. Raises `PositionGone` where the log was trimmed."""
-    runs.check_position(head, Position(head.run.epoch, 0))
     tail = _TAIL
     while True:
         after = max(0, head.offset - tail)
