@@ -117,7 +117,9 @@ class Shop:
             notice.NAME: self._notice,
             tool_call.NAME: lambda run: ToolCallAgent(self.tools),
         }
-        self.runs = Runs(engine, self.agents, own_agents=self.own, coordinators=(agent_module.NAME, notice.NAME))
+        self.runs = Runs(
+            engine, self.agents, admission, own_agents=self.own, coordinators=(agent_module.NAME, notice.NAME)
+        )
         self.files = JobFiles(folder)
         self.total = slots
         self.slots = Slots(slots)
@@ -428,7 +430,7 @@ async def test_one_that_cannot_be_started_fails_alone(
 
 async def test_operations_wait_for_what_others_of_the_job_have_reserved(open_shop: Open) -> None:
     """A run reserves more than it uses: a job within its budget does not fail because several run at once."""
-    ledger = Ledger(None, Budgets.parse('{"principal": {"tokens": 25000}}'))  # for two at a time
+    ledger = Ledger(None, Budgets.parse('{"principal": {"tokens": 20}, "slice": {"tokens": 10}}'))
     await ledger.start()
 
     engine = MemoryEngine()
@@ -447,6 +449,25 @@ async def test_operations_wait_for_what_others_of_the_job_have_reserved(open_sho
         await shop.has_results(job, done + 1)
     await shop.check(job, 20)
     assert shop.mill.most == 2
+    await ledger.close()
+
+
+async def test_where_nothing_is_left_of_a_budget_nothing_is_waited_for(open_shop: Open) -> None:
+    ledger = Ledger(None, Budgets.parse('{"principal": {"tokens": 20}, "slice": {"tokens": 10}}'))
+    await ledger.start()
+
+    async def is_open(run_id: str) -> bool:
+        return True  # runs of somebody else's making, which hold all of it
+
+    admission = Admission(ledger, is_open)
+    shop = open_shop(admission=admission)
+    for _ in range(2):
+        await shop.runs.start(ANN, op(1).command())
+    shop.worker(on_end=lambda run_id: None)
+    done = await shop.done(ops(20), concurrency=8)
+    assert done.statuses() == dict.fromkeys(range(1, 21), 402)
+    assert {(result["code"], result["budget"]) for result in done.results} == {("budget.exceeded", "principal")}
+    await shop.nothing_is_held()
     await ledger.close()
 
 

@@ -249,6 +249,8 @@ class JobAgent:
             return None
 
     async def _begin(self, run: Run, line: int, operation: Operation) -> Head:
+        if self._cancelled.is_set():
+            raise Cancelled
         if not self._may_go_on(run.principal):
             raise AuthRevoked
         birth, command, own = Birth(run, line), operation.command(), operation.kind == "tool"
@@ -261,26 +263,27 @@ class JobAgent:
         with suppress(BudgetExceeded):
             return await self._patiently(start)
         async with self._asking:
-            while True:
+            while not self._cancelled.is_set():
+                alone = not self._working
                 try:
                     return await self._patiently(start)
                 except BudgetExceeded:
-                    if not self._working:
+                    if alone and not self._working:
                         raise
-                await self._wait(self._one_ended, _BUDGET_SECONDS)
+                if self._working:
+                    await self._wait(self._one_ended, _BUDGET_SECONDS)
+        raise Cancelled
 
     async def _patiently(self, start: Callable[[], Awaitable[T]]) -> T:
         """Waits while the disk is full, which is no fault of an operation. Raises `Cancelled`."""
-        while not self._cancelled.is_set():
-            self._working += 1
+        while True:
             try:
-                return await start()
+                with self._at_work():
+                    return await start()
             except StorageFull as error:
-                full = error
-            finally:
-                self._working -= 1
-            await self._wait(self._cancelled, full.retry_after or 1.0)
-        raise Cancelled
+                await self._wait(self._cancelled, error.retry_after or 1.0)
+            if self._cancelled.is_set():
+                raise Cancelled
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
