@@ -103,7 +103,9 @@ async def ended(server: Serving, *lines: Any, query: str = "", **headers: str) -
 
 def kept(server: Serving) -> list[str]:
     """What there is of files."""
-    folder = server.headrace.settings.data / "batches"
+    folder = server.headrace.settings.data / (
+        "batches-memory" if server.headrace.settings.engine == "memory" else "batches"
+    )
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 

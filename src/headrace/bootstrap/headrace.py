@@ -149,7 +149,9 @@ class Headrace:
         self.egress = Egress(allow=_networks(self.settings.egress_allow, "HEADRACE_EGRESS_ALLOW"))
         self._webhooks = Webhooks(self.egress, attempts=_NOTICES)
         self._webhook_secret = WebhookSecret(self.settings)
-        self._job_files = JobFiles(self.settings.data / JOBS_FOLDER)
+        # Each engine has a folder of its own: files whose runs it does not know are deleted at its start.
+        folder = f"{JOBS_FOLDER}-memory" if self.settings.engine == "memory" else JOBS_FOLDER
+        self._job_files = JobFiles(self.settings.data / folder)
         # Half of all places at most: people who chat do not wait for jobs.
         self._job_slots = Slots(min(self.settings.job_slots, max(1, self.settings.max_runs // 2)))
         self.jobs = Jobs(

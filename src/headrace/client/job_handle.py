@@ -13,10 +13,12 @@ from headrace.errors import BatchError, Cancelled, NotFound, StreamCut
 
 
 class JobCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a job whose results were trimmed only the `total` is known."""
+
     total: int
-    succeeded: int
-    failed: int
-    remaining: int
+    succeeded: int | None = None
+    failed: int | None = None
+    remaining: int | None = None
 
 
 class JobInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from headrace.cli.output import clock, line
 from headrace.cli.server import LOCAL_SERVER, Server, connected
+from headrace.client import JobInfo
 
 
 async def list_jobs(
@@ -25,7 +26,12 @@ async def list_jobs(
             if not left:
                 return
             left -= 1
-            counts = job.counts
-            done = f"{counts.succeeded + counts.failed:,}/{counts.total:,}"
-            failed = f", {counts.failed:,} failed" if counts.failed else ""
-            line(f"{job.id}  {clock(job.created)}  {job.state:<9}  {done}{failed}  {job.name or ''}".rstrip())
+            line(f"{job.id}  {clock(job.created)}  {job.state:<9}  {_counted(job)}  {job.name or ''}".rstrip())
+
+
+def _counted(job: JobInfo) -> str:
+    counts = job.counts
+    if counts.succeeded is None or counts.failed is None:  # trimmed
+        return f"{counts.total:,}"
+    failed = f", {counts.failed:,} failed" if counts.failed else ""
+    return f"{counts.succeeded + counts.failed:,}/{counts.total:,}{failed}"

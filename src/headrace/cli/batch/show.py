@@ -25,9 +25,9 @@ def fields(info: JobInfo) -> list[tuple[str, str]]:
         ("name", info.name or ""),
         ("state", info.state + (" (cancel requested)" if info.cancel_requested and not info.ended else "")),
         ("total", f"{counts.total:,}"),
-        ("succeeded", f"{counts.succeeded:,}"),
-        ("failed", f"{counts.failed:,}"),
-        ("remaining", f"{counts.remaining:,}"),
+        ("succeeded", number(counts.succeeded)),
+        ("failed", number(counts.failed)),
+        ("remaining", number(counts.remaining)),
         ("rate", f"{info.per_second:,.0f}/s" if info.per_second else ""),
         ("time left", f"{info.seconds_left:,.0f} s" if info.seconds_left is not None else ""),
         ("created", clock(info.created)),
@@ -36,3 +36,8 @@ def fields(info: JobInfo) -> list[tuple[str, str]]:
         ("webhook", f"{info.webhook['state']}: {info.webhook['url']}" if info.webhook else ""),
     ]
     return [field for field in shown if field[1]]
+
+
+def number(count: int | None) -> str:
+    """Nothing where it is not known any more."""
+    return "" if count is None else f"{count:,}"
