@@ -26,6 +26,8 @@ from yarl import URL
 from headrace.egress import Egress, Fetched, is_public
 from headrace.errors import HeadraceError, ToolRefused, ToolTimeout, ToolUnavailable, URLDenied
 
+pytestmark = pytest.mark.usefixtures("settled_loop")
+
 LOOPBACK = (ip_network("127.0.0.0/8"),)
 OTHER = "127.0.0.2"
 """Stands for a public address, where only it is allowed, while something private listens on 127.0.0.1."""

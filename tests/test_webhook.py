@@ -20,6 +20,8 @@ from structlog.testing import capture_logs
 from headrace.egress import Egress
 from headrace.webhook import Delivery, Webhooks, new_secret, secret_of, secret_text, signature
 
+pytestmark = pytest.mark.usefixtures("settled_loop")
+
 SECRET = secret_of("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
 DOCUMENT = {"type": "run.completed", "data": {"id": "run_1", "text": "mühle"}}
 ALLOW = [ip_network("127.0.0.0/8")]

@@ -17,6 +17,8 @@ from headrace.ports import Run, ToolCall, ToolContext
 from headrace.toolbox import Toolbox, ToolOutcome
 from headrace.tools.http_fetch import HttpFetch, page_text
 
+pytestmark = pytest.mark.usefixtures("settled_loop")
+
 RUN = Run(id="run_1", epoch="e", owner=Owner("t", "ann"), agent="a", input={}, created=1)
 CONTEXT = ToolContext(run=RUN, tool_call_id="c")
 
